@@ -1,0 +1,99 @@
+"""What a build may be asked for; everything has a default."""
+
+import enum
+from typing import Any, Self
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+from engines.errors import InvalidOptionsError
+
+
+class Precision(enum.StrEnum):
+    """The number format of the engine's weights and activations."""
+
+    INT8 = "int8"
+    """Symmetric 8-bit integers."""
+    FP32 = "fp32"
+    """The model as it was uploaded: a baseline, or a fallback."""
+
+
+class CalibrationMethod(enum.StrEnum):
+    """How an activation's range becomes a clipping threshold."""
+
+    ENTROPY = "entropy"
+    """The threshold whose quantized distribution diverges least from the observed one."""
+    MAX = "max"
+    """The largest magnitude seen: nothing is clipped."""
+
+
+class Metric(enum.StrEnum):
+    """What a contract is written in."""
+
+    SQNR_DB = "sqnr_db"
+    """Signal to quantization noise of every floating output, in decibels; the worst output counts."""
+    COSINE = "cosine"
+    """Mean cosine similarity of output rows; the worst output counts."""
+    TOP1_AGREEMENT = "top1_agreement"
+    """Share of rows whose highest class is FP32's."""
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Contract(_Options):
+    """The accuracy that a version must keep against FP32."""
+
+    metric: Metric = Metric.SQNR_DB
+    # Least value of the metric at which the engine may answer.
+    min: float = Field(default=20.0, allow_inf_nan=False)
+
+
+class Batching(_Options):
+    """Limits of the queue in front of a version's engine. All limits count rows, not requests."""
+
+    # Rows that one run of the engine takes at most.
+    max_batch_rows: int = Field(default=32, ge=1, le=4096)
+    # How long the oldest row may wait for company while the engine is idle; 0 sends it at once.
+    max_queue_delay_us: int = Field(default=0, ge=0, le=10_000_000)
+    # Rows that may wait; a request beyond that gets 429 at once.
+    max_queue_rows: int = Field(default=2048, ge=1, le=1_000_000)
+    # How long a request may take before it is answered with 504.
+    timeout_ms: int = Field(default=30_000, ge=1, le=3_600_000)
+
+
+class BuildOptions(_Options):
+    """The options of one build."""
+
+    precision: Precision = Precision.INT8
+    calibration: CalibrationMethod = CalibrationMethod.ENTROPY
+    contract: Contract = Contract()
+    batching: Batching = Batching()
+    # Whether the version becomes the model's default once it is published.
+    promote: bool = True
+
+    @classmethod
+    def parse(cls, options: dict[str, Any] | str | bytes) -> Self:
+        """Checks options that came from outside, as JSON text or as a mapping.
+
+        Raises:
+            InvalidOptionsError: an option is unknown or out of range; the message names the first one.
+        """
+        try:
+            if isinstance(options, (str, bytes)):
+                return cls.model_validate_json(options)
+            return cls.model_validate(options)
+        except pydantic.ValidationError as error:
+            raise InvalidOptionsError(_explain(error)) from error
+
+
+def _explain(error: pydantic.ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown option {where!r}; known options: {', '.join(BuildOptions.model_fields)}."
+    if first["type"] == "json_invalid":
+        return f"the options are not valid JSON ({first['msg']}); send an object such as {{\"precision\": \"int8\"}}."
+    name = f"option {where!r}" if where else "the options"
+    return f"{name} cannot be {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}."

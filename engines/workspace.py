@@ -1,0 +1,44 @@
+"""The folder of one build: the files that each phase reads and writes, by name.
+
+A phase reads only what earlier phases wrote and adds files of its own, so a build that was cut off goes on
+from the files of its last finished phase, on this machine or on another one.
+"""
+
+from pathlib import Path
+
+UPLOADED_MODEL = "upload/model.onnx"
+UPLOADED_SAMPLES = "upload/samples-"
+"""Prefix of the sample files as they came; a number and the file's own ending follow."""
+VALIDATED = "validated.json"
+SAMPLES = "samples/"
+"""Prefix of the checked samples, converted to one layout."""
+PREPARED = "prepared.onnx"
+"""The FP32 model after shape inference, folding and opset upgrade: what is observed and quantized, and the
+fallback that serves where the 8-bit engine may not."""
+CALIBRATION = "calibration.json"
+HISTOGRAMS = "histograms.npz"
+QUANTIZED = "quantized.onnx"
+COMPILED = "compiled.json"
+PROOF = "proof.npz"
+REPORT = "report.json"
+
+
+class Workspace:
+    """Paths of one build's files under `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, name: str) -> Path:
+        """The place of the file `name`; its folder is made."""
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def list(self, prefix: str) -> list[str]:
+        """Names of the files that start with `prefix`, in order."""
+        return sorted(
+            name
+            for path in self.root.rglob("*")
+            if path.is_file() and (name := path.relative_to(self.root).as_posix()).startswith(prefix)
+        )

@@ -1,0 +1,92 @@
+"""Errors of the service, and the one table that gives every error its HTTP status."""
+
+from typing import ClassVar
+
+from engines import errors as engine_errors
+
+
+class ServiceError(Exception):
+    """Base of every error that `service` raises on purpose; the message is sent to the client as it is."""
+
+    code: ClassVar[str] = "service.error"
+    # Seconds after which trying again makes sense; sent as Retry-After with 429 and 503.
+    retry_after_s: int | None = None
+
+
+class BadRequestError(ServiceError):
+    """The request does not say what it must."""
+
+    code = "request.invalid"
+
+
+class NotFoundError(ServiceError):
+    """No such model, version, build or address."""
+
+    code = "request.not_found"
+
+
+class ConflictError(ServiceError):
+    """The request contradicts the state of what it names."""
+
+    code = "request.conflict"
+
+
+class TooLargeError(ServiceError):
+    """A body or an upload is over its limit."""
+
+    code = "request.too_large"
+
+
+class QueueFullError(ServiceError):
+    """The version's queue has no room for these rows."""
+
+    code = "queue.full"
+    retry_after_s = 1
+
+
+class DeadlineError(ServiceError):
+    """The request was not answered within its timeout."""
+
+    code = "request.timeout"
+
+
+class NotReadyError(ServiceError):
+    """The model exists but no engine of it may answer yet, or any more."""
+
+    code = "model.not_ready"
+    retry_after_s = 2
+
+
+class SandboxError(ServiceError):
+    """Native work ended without a result: it crashed, ran too long or took too much memory."""
+
+    code = "build.sandbox"
+
+
+class CancelledBuildError(ServiceError):
+    """The build was cancelled."""
+
+    code = "build.cancelled"
+
+
+STATUS: dict[type[Exception], int] = {
+    BadRequestError: 400,
+    NotFoundError: 404,
+    ConflictError: 409,
+    TooLargeError: 413,
+    QueueFullError: 429,
+    DeadlineError: 504,
+    NotReadyError: 503,
+    SandboxError: 500,
+    CancelledBuildError: 409,
+    engine_errors.InvalidModelError: 422,
+    engine_errors.UnsupportedModelError: 422,
+    engine_errors.InvalidSamplesError: 422,
+    engine_errors.InvalidOptionsError: 422,
+    engine_errors.CalibrationError: 422,
+    engine_errors.CompileError: 500,
+    engine_errors.EngineRunError: 500,
+    engine_errors.EngineRefusedError: 503,
+    engine_errors.InvalidArtifactError: 500,
+}
+"""HTTP status of each error; a test fails on one that is missing."""
