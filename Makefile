@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 .PHONY: demo test lint serve setup clean lock
 
 demo: setup
-	@$(BIN)/python -m loadtests.demo
+	@$(BIN)/python -m examples.demo
 
 serve: setup
-	@$(BIN)/python -m loadtests.demo --serve
+	@$(BIN)/python -m examples.serve
 
 test: $(VENV)/.dev
 	@$(BIN)/python -m pytest
