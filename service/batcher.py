@@ -1,0 +1,308 @@
+"""Dynamic batching in front of one loaded engine.
+
+The event loop owns the queue; the engine runs in a thread of its own. An idle engine gets at once what is
+there; while it runs, rows gather, and a batch that is full is written into a second set of buffers, so that
+the engine goes on without a pause. Callers hold futures: a caller that leaves does not touch its batch mates.
+"""
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+import numpy as np
+
+from engines.errors import EngineRunError
+from engines.options import Batching
+from engines.runtimes.base import Engine, Slot
+from engines.tensors import Array
+from service.errors import BadRequestError, DeadlineError, NotReadyError, QueueFullError, TooLargeError
+from service.metrics import VersionMetrics
+from service.queue import ItemShapes, Part, RowQueue, Waiting
+from service.slots import BatchRules, Shapes, SlotPool
+
+logger = logging.getLogger(__name__)
+
+# One batch in the engine and one written and waiting for it.
+_BATCHES_AHEAD = 2
+
+
+@dataclass(kw_only=True, slots=True)
+class _Batch:
+    parts: list[Part]
+    shapes: Shapes
+    slot: Slot
+    # Filled in by the engine's thread.
+    started_s: float = 0.0
+    ended_s: float = 0.0
+    outputs: dict[str, Array] | None = None
+    error: Exception | None = None
+
+
+def _stays() -> bool:
+    return False
+
+
+class Batcher:
+    """Takes requests for one engine, runs them in batches and gives every caller its own rows back.
+
+    Lives in one event loop; `start` must run in it. It owns the engine and closes it.
+    """
+
+    def __init__(
+        self, engine: Engine, *, limits: Batching, rules: BatchRules, metrics: VersionMetrics, slots: SlotPool
+    ) -> None:
+        self._engine = engine
+        self._limits = limits
+        self._rules = rules
+        self._metrics = metrics
+        self._slots = slots
+        self._queue = RowQueue()
+        self._open: set[Waiting] = set()
+        self._running = 0
+        self._closing: asyncio.Task[None] | None = None
+        self._flush_planned = False
+        self._delay: asyncio.TimerHandle | None = None
+        self._sweep: asyncio.TimerHandle | None = None
+        self._batches: SimpleQueue[_Batch | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="octet-engine", daemon=True)
+        self._loop: asyncio.AbstractEventLoop
+
+    @property
+    def queue_rows(self) -> int:
+        """Rows that wait."""
+        return self._queue.rows
+
+    @property
+    def inflight_requests(self) -> int:
+        """Requests admitted and not yet answered."""
+        return len(self._open)
+
+    def start(self) -> None:
+        """Begins to run batches."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def submit(
+        self, feeds: dict[str, Array], *, timeout_s: float | None = None, gone: Callable[[], bool] = _stays
+    ) -> dict[str, Array]:
+        """Runs the rows of `feeds` and returns their outputs.
+
+        `feeds` has one C-contiguous array per input, in the model's order, rows along axis 0. `gone` says
+        whether the caller's client has left; such a request is dropped when its batch forms.
+
+        Raises:
+            BadRequestError: the inputs differ in rows, or the engine does not take that many.
+            TooLargeError: more rows than the queue ever holds.
+            QueueFullError: no room for these rows now.
+            NotReadyError: the engine is being taken out.
+            DeadlineError: not answered in time.
+            EngineRunError: the engine failed on the batch.
+            DepartedError: the client has gone.
+        """
+        rows = self._admit(feeds)
+        now_s = time.perf_counter()
+        limit_s = self._limits.timeout_ms / 1e3
+        request = Waiting(
+            feeds=feeds,
+            rows=rows,
+            arrived_s=now_s,
+            deadline_s=now_s + (limit_s if timeout_s is None else min(timeout_s, limit_s)),
+            answer=self._loop.create_future(),
+            gone=gone,
+        )
+        self._open.add(request)
+        self._enqueue(request)
+        self._watch_deadline(request.deadline_s)
+        try:
+            return await request.answer
+        finally:
+            self._open.discard(request)
+
+    async def close(self, *, drain_s: float = 30.0) -> None:
+        """Answers what was admitted, then ends the thread and closes the engine. Idempotent.
+
+        New requests get NotReadyError, and so does what is still waiting after `drain_s`.
+        """
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close(drain_s))
+        await asyncio.shield(self._closing)
+
+    async def _close(self, drain_s: float) -> None:
+        if self._thread.ident is not None:
+            answers = [request.answer for request in self._open]
+            if answers:
+                await asyncio.wait(answers, timeout=drain_s)
+            for part in self._queue.drain():
+                part.request.fail(NotReadyError("the model is being unloaded; send the request again."))
+            self._batches.put(None)
+            await asyncio.to_thread(self._thread.join, drain_s)
+        for timer in (self._delay, self._sweep):
+            if timer is not None:
+                timer.cancel()
+        if self._thread.is_alive():
+            logger.error("an engine has not come back after %.0f s; its memory stays taken", drain_s)
+            return
+        await asyncio.to_thread(self._engine.close)
+
+    def _admit(self, feeds: Mapping[str, Array]) -> int:
+        """The rows of a request that may wait."""
+        counts = {array.shape[0] if array.ndim else 1 for array in feeds.values()}
+        rows = max(counts, default=1)
+        if self._rules.batchable:
+            if len(counts) != 1:
+                seen = ", ".join(f"{name} has {array.shape[0]}" for name, array in feeds.items())
+                raise BadRequestError(f"the inputs differ in rows: {seen}; send as many rows in each.")
+        elif rows > self._rules.max_rows:
+            raise BadRequestError(
+                f"the request has {rows} rows; this model's rows influence each other, so requests run whole "
+                f"and have at most {self._rules.max_rows}."
+            )
+        if self._closing is not None:
+            raise NotReadyError("the model is being unloaded; send the request again.")
+        room = self._limits.max_queue_rows
+        if rows > room:
+            raise TooLargeError(
+                f"the request has {rows} rows, the queue holds {room}; send fewer in a request."
+            )
+        if self._queue.rows + rows > room:
+            raise QueueFullError(
+                f"{self._queue.rows} rows wait for the model and {room} may; send the request again later."
+            )
+        return rows
+
+    def _enqueue(self, request: Waiting) -> None:
+        """Queues a request, an oversize one in parts, and has the engine woken if it is idle.
+
+        Waking waits for the end of the loop's turn: requests that came in together go together.
+        """
+        batchable, most = self._rules.batchable, self._rules.max_rows
+        shapes: ItemShapes = tuple(array.shape[1:] for array in request.feeds.values())
+        if not batchable or request.rows <= most:
+            self._queue.push(shapes, Part(request=request, start=0, rows=request.rows))
+        else:
+            request.parts = math.ceil(request.rows / most)
+            for start in range(0, request.rows, most):
+                rows = min(most, request.rows - start)
+                self._queue.push(shapes, Part(request=request, start=start, rows=rows))
+        if not self._flush_planned and self._running < _BATCHES_AHEAD:
+            self._flush_planned = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Hands batches to the engine: whatever is there while it is idle, a full one ahead while it runs."""
+        self._flush_planned = False
+        most = self._rules.max_rows if self._rules.batchable else 1
+        while self._running < _BATCHES_AHEAD and self._queue.rows:
+            if not self._queue.fills(most) and (self._running or self._may_wait()):
+                return
+            if not self._dispatch(most):
+                return
+
+    def _may_wait(self) -> bool:
+        """Whether the oldest row may wait longer for company; if so, a timer ends the wait."""
+        delay_s = self._limits.max_queue_delay_us / 1e6
+        if not delay_s:
+            return False
+        left_s = self._queue.oldest_s() + delay_s - time.perf_counter()
+        if left_s <= 0:
+            return False
+        if self._delay is not None:
+            self._delay.cancel()
+        self._delay = self._loop.call_later(left_s, self._flush)
+        return True
+
+    def _dispatch(self, most: int) -> bool:
+        """Forms one batch, writes it into a slot and hands it over; False where nothing was left."""
+        parts = self._queue.take(most)
+        if not parts:
+            return False
+        try:
+            batch = self._fill(parts)
+        except Exception as error:
+            logger.exception("a batch could not be written")
+            self._fail_all(parts, error)
+            return True
+        self._running += 1
+        self._batches.put(batch)
+        return True
+
+    def _fill(self, parts: list[Part]) -> _Batch:
+        feeds = parts[0].request.feeds
+        if not self._rules.batchable:
+            shapes = {name: array.shape for name, array in feeds.items()}
+            slot = self._slots.take(shapes)
+            for name, target in slot.inputs.items():
+                target[...] = feeds[name]
+            return _Batch(parts=parts, shapes=shapes, slot=slot)
+        rows = sum(part.rows for part in parts)
+        size = self._rules.size_for(rows)
+        shapes = {name: (size, *array.shape[1:]) for name, array in feeds.items()}
+        slot = self._slots.take(shapes)
+        for name, target in slot.inputs.items():
+            np.concatenate([part.rows_of(name) for part in parts], out=target[:rows], casting="no")
+            if size > rows:
+                target[rows:] = target[rows - 1]
+        return _Batch(parts=parts, shapes=shapes, slot=slot)
+
+    def _work(self) -> None:
+        """The engine's thread: runs what it is handed, in order, until it is handed None."""
+        while (batch := self._batches.get()) is not None:
+            batch.started_s = time.perf_counter()
+            try:
+                batch.outputs = {name: array.copy() for name, array in batch.slot.run().items()}
+            except Exception as error:  # noqa: BLE001 - whatever the engine raises belongs to this batch's callers
+                batch.error = error
+            batch.ended_s = time.perf_counter()
+            self._loop.call_soon_threadsafe(self._finish, batch)
+
+    def _finish(self, batch: _Batch) -> None:
+        """Back in the loop: the next batch first, then the answers of this one."""
+        self._running -= 1
+        self._slots.give(batch.shapes, batch.slot)
+        self._flush()
+        metrics = self._metrics
+        metrics.compute_seconds.observe(batch.ended_s - batch.started_s)
+        metrics.batch_rows.observe(sum(part.rows for part in batch.parts))
+        if batch.outputs is None:
+            self._fail_all(batch.parts, batch.error)
+            return
+        row = 0
+        for part in batch.parts:
+            if part.start == 0:
+                metrics.queue_seconds.observe(batch.started_s - part.request.arrived_s)
+            outputs = batch.outputs
+            if self._rules.batchable:
+                outputs = {name: array[row : row + part.rows] for name, array in outputs.items()}
+            row += part.rows
+            part.request.answer_part(part, outputs)
+
+    def _fail_all(self, parts: list[Part], error: Exception | None) -> None:
+        logger.error("the engine failed on a batch of %d requests", len(parts), exc_info=error)
+        text = str(error) if isinstance(error, EngineRunError) else f"the engine failed: {error}"
+        for part in parts:
+            part.request.fail(EngineRunError(text))
+
+    def _watch_deadline(self, deadline_s: float) -> None:
+        """One timer for all requests, at the earliest deadline: a timer each would cost too much."""
+        when = self._loop.time() + deadline_s - time.perf_counter()
+        if self._sweep is not None:
+            if self._sweep.when() <= when:
+                return
+            self._sweep.cancel()
+        self._sweep = self._loop.call_at(when, self._expire)
+
+    def _expire(self) -> None:
+        self._sweep = None
+        now_s = time.perf_counter()
+        for request in self._open:
+            if request.deadline_s <= now_s:
+                waited_ms = (now_s - request.arrived_s) * 1e3
+                request.fail(DeadlineError(f"no answer within {waited_ms:.0f} ms; send fewer at a time."))
+        left = [request.deadline_s for request in self._open if not request.answer.done()]
+        if left:
+            self._watch_deadline(min(left))

@@ -1,0 +1,63 @@
+"""A small real engine, for tests of what is in front of engines: each row tells whose it is."""
+
+import threading
+from collections.abc import Mapping
+
+import numpy as np
+
+from engines.errors import EngineRunError
+from engines.runtimes.base import Engine, Slot
+from engines.tensors import Array, TensorSpec
+
+POISON = -1.0
+
+
+class EchoSlot:
+    """Buffers of one batch of an `EchoEngine`."""
+
+    def __init__(self, engine: "EchoEngine", shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._engine = engine
+        self.inputs: Mapping[str, Array] = {
+            spec.name: np.zeros(shapes[spec.name], spec.dtype) for spec in engine.inputs
+        }
+        self._outputs: dict[str, Array] = {}
+
+    def run(self) -> Mapping[str, Array]:
+        x = self.inputs["x"]
+        self._engine.entered.set()
+        if not self._engine.gate.wait(timeout=30.0):
+            raise EngineRunError("the test left the gate closed")
+        self._engine.batches.append(x.shape)
+        if (x == POISON).any():
+            raise EngineRunError("a poisoned row")
+        rows = x.reshape(len(x), -1)
+        self._outputs = {"double": 2 * x, "first": np.ascontiguousarray(rows[:, :1])}
+        return self._outputs
+
+
+class EchoEngine(Engine):
+    """Doubles `x` and gives back the first number of each row; -1 anywhere makes the batch fail."""
+
+    def __init__(self, item: tuple[int | None, ...] = (2,), *, fixed_rows: int | None = None) -> None:
+        float32 = np.dtype(np.float32)
+        self.inputs = (TensorSpec(name="x", dtype=float32, shape=(fixed_rows, *item)),)
+        self.outputs = (
+            TensorSpec(name="double", dtype=float32, shape=(fixed_rows, *item)),
+            TensorSpec(name="first", dtype=float32, shape=(fixed_rows, 1)),
+        )
+        # Closed by a test that wants the engine to be busy.
+        self.gate = threading.Event()
+        self.gate.set()
+        # Set when a run begins.
+        self.entered = threading.Event()
+        # The shape of `x` in each run.
+        self.batches: list[tuple[int, ...]] = []
+        self.slots = 0
+        self.closed = 0
+
+    def slot(self, shapes: Mapping[str, tuple[int, ...]]) -> Slot:
+        self.slots += 1
+        return EchoSlot(self, shapes)
+
+    def close(self) -> None:
+        self.closed += 1

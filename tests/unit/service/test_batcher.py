@@ -1,0 +1,356 @@
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import numpy as np
+import pytest
+
+from engines.errors import EngineRunError
+from engines.options import Batching
+from engines.tensors import Array
+from service.batcher import Batcher
+from service.errors import BadRequestError, DeadlineError, NotReadyError, QueueFullError, TooLargeError
+from service.metrics import Metrics
+from service.queue import DepartedError
+from service.slots import BatchRules, SlotPool
+from tests.unit.service.echo_engine import POISON, EchoEngine
+
+
+@contextlib.asynccontextmanager
+async def batching(
+    engine: EchoEngine,
+    *,
+    sizes: tuple[int, ...] = tuple(range(1, 9)),
+    batchable: bool = True,
+    metrics: Metrics | None = None,
+    **limits: int,
+) -> AsyncIterator[Batcher]:
+    batcher = Batcher(
+        engine,
+        limits=Batching(**{"max_batch_rows": sizes[-1], **limits}),
+        rules=BatchRules(batchable=batchable, sizes=sizes),
+        metrics=(metrics or Metrics()).of("m", "1"),
+        slots=SlotPool(engine),
+    )
+    batcher.start()
+    try:
+        yield batcher
+    finally:
+        engine.gate.set()
+        await batcher.close()
+
+
+def rows(*values: float, items: int = 2) -> dict[str, Array]:
+    """One row per value, every number in it that value."""
+    return {"x": np.repeat(np.array(values, np.float32)[:, None], items, axis=1)}
+
+
+def firsts(outputs: dict[str, Array]) -> list[float]:
+    return [float(value) for value in outputs["first"][:, 0]]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - nothing tells when another task has come this far
+            await asyncio.sleep(0)
+
+
+async def busy(engine: EchoEngine, batcher: Batcher) -> "asyncio.Task[dict[str, Array]]":
+    """Has the engine run one row until its gate opens."""
+    engine.gate.clear()
+    engine.entered.clear()
+    task = asyncio.create_task(batcher.submit(rows(1000)))
+    await until(engine.entered.is_set)
+    return task
+
+
+def submitted(batcher: Batcher, *values: float) -> "asyncio.Task[dict[str, Array]]":
+    return asyncio.create_task(batcher.submit(rows(*values)))
+
+
+async def test_gives_a_request_its_rows_back() -> None:
+    async with batching(EchoEngine()) as batcher:
+        outputs = await batcher.submit(rows(3, 5))
+    assert outputs["double"].tolist() == [[6, 6], [10, 10]]
+    assert firsts(outputs) == [3, 5]
+
+
+async def test_an_idle_engine_runs_what_came_in_together_as_one_batch() -> None:
+    engine = EchoEngine()
+    async with batching(engine) as batcher:
+        answers = await asyncio.gather(*(batcher.submit(rows(value)) for value in range(5)))
+    assert [firsts(answer) for answer in answers] == [[0], [1], [2], [3], [4]]
+    assert engine.batches == [(5, 2)]
+
+
+async def test_rows_gather_while_the_engine_runs() -> None:
+    engine = EchoEngine()
+    async with batching(engine) as batcher:
+        first = await busy(engine, batcher)
+        tasks = [submitted(batcher, value) for value in range(3)]
+        await until(lambda: batcher.queue_rows == 3)
+        engine.gate.set()
+        await asyncio.gather(first, *tasks)
+    assert engine.batches == [(1, 2), (3, 2)]
+
+
+async def test_a_full_batch_is_written_while_the_engine_runs() -> None:
+    engine = EchoEngine()
+    async with batching(engine) as batcher:
+        await busy(engine, batcher)
+        tasks = [submitted(batcher, value) for value in range(10)]
+        await until(lambda: batcher.queue_rows == 2)
+        assert engine.batches == []
+        engine.gate.set()
+        answers = await asyncio.gather(*tasks)
+    assert [firsts(answer) for answer in answers] == [[value] for value in range(10)]
+    assert engine.batches == [(1, 2), (8, 2), (2, 2)]
+
+
+async def test_every_caller_gets_its_own_rows_under_mixed_sizes() -> None:
+    engine = EchoEngine()
+    async with batching(engine) as batcher:
+        wanted = [[100 * caller + row for row in range(1 + caller % 20)] for caller in range(60)]
+        answers = await asyncio.gather(*(batcher.submit(rows(*values)) for values in wanted))
+    assert [firsts(answer) for answer in answers] == wanted
+    assert max(shape[0] for shape in engine.batches) == 8
+
+
+async def test_an_oversize_request_is_split_and_put_together_again() -> None:
+    engine = EchoEngine()
+    async with batching(engine) as batcher:
+        outputs = await batcher.submit(rows(*range(20)))
+    assert firsts(outputs) == list(range(20))
+    assert engine.batches == [(8, 2), (8, 2), (4, 2)]
+
+
+async def test_rows_of_different_shapes_never_share_a_batch() -> None:
+    engine = EchoEngine((None,))
+    async with batching(engine) as batcher:
+        short, long = await asyncio.gather(batcher.submit(rows(1, items=2)), batcher.submit(rows(2, items=3)))
+    assert short["double"].tolist() == [[2, 2]]
+    assert long["double"].tolist() == [[4, 4, 4]]
+    assert sorted(engine.batches) == [(1, 2), (1, 3)]
+
+
+async def test_a_batch_between_sizes_is_padded_and_the_padding_reaches_nobody() -> None:
+    engine = EchoEngine()
+    async with batching(engine, sizes=(4, 8)) as batcher:
+        assert firsts(await batcher.submit(rows(1, 2, 3))) == [1, 2, 3]
+        assert firsts(await batcher.submit(rows(1, 2, 3, 4, 5))) == [1, 2, 3, 4, 5]
+    assert engine.batches == [(4, 2), (8, 2)]
+
+
+async def test_a_request_to_a_fixed_batch_is_padded_or_split() -> None:
+    engine = EchoEngine(fixed_rows=4)
+    async with batching(engine, sizes=(4,)) as batcher:
+        assert firsts(await batcher.submit(rows(7))) == [7]
+        assert firsts(await batcher.submit(rows(*range(6)))) == list(range(6))
+    assert engine.batches == [(4, 2), (4, 2), (4, 2)]
+
+
+async def test_rows_that_influence_each_other_run_request_by_request() -> None:
+    engine = EchoEngine()
+    async with batching(engine, batchable=False) as batcher:
+        answers = await asyncio.gather(*(batcher.submit(rows(*values)) for values in ([1, 2], [3], [4, 5])))
+        with pytest.raises(BadRequestError, match="has 9 rows; this model's rows influence each other"):
+            await batcher.submit(rows(*range(9)))
+    assert [firsts(answer) for answer in answers] == [[1, 2], [3], [4, 5]]
+    assert engine.batches == [(2, 2), (1, 2), (2, 2)]
+
+
+async def test_a_delay_waits_for_company_but_not_past_a_full_batch() -> None:
+    engine = EchoEngine()
+    async with batching(engine, max_queue_delay_us=10_000_000) as batcher:
+        early = submitted(batcher, 0)
+        await until(lambda: batcher.queue_rows == 1)
+        await asyncio.sleep(0.02)
+        assert not early.done()
+        await asyncio.gather(early, *(submitted(batcher, value) for value in range(1, 8)))
+    assert engine.batches == [(8, 2)]
+
+
+async def test_a_delay_ends_when_the_oldest_row_has_waited_that_long() -> None:
+    engine = EchoEngine()
+    async with batching(engine, max_queue_delay_us=20_000) as batcher:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        assert firsts(await batcher.submit(rows(1))) == [1]
+        assert loop.time() - started >= 0.019
+
+
+async def test_a_full_queue_refuses_at_once_and_goes_on_afterwards() -> None:
+    engine = EchoEngine()
+    async with batching(engine, max_queue_rows=4) as batcher:
+        first = await busy(engine, batcher)
+        waiting = [submitted(batcher, value) for value in range(4)]
+        await until(lambda: batcher.queue_rows == 4)
+        with pytest.raises(QueueFullError, match="4 rows wait for the model and 4 may") as refusal:
+            await batcher.submit(rows(9))
+        assert refusal.value.retry_after_s == 1
+        engine.gate.set()
+        await asyncio.gather(first, *waiting)
+        assert firsts(await batcher.submit(rows(9))) == [9]
+
+
+async def test_a_request_larger_than_the_queue_is_told_to_be_smaller() -> None:
+    async with batching(EchoEngine(), max_queue_rows=4) as batcher:
+        with pytest.raises(TooLargeError, match="has 5 rows, the queue holds 4"):
+            await batcher.submit(rows(*range(5)))
+
+
+async def test_a_request_that_times_out_is_dropped_and_its_mates_are_not_touched() -> None:
+    engine = EchoEngine()
+    async with batching(engine) as batcher:
+        first = await busy(engine, batcher)
+        late = asyncio.create_task(batcher.submit(rows(1), timeout_s=0.01))
+        mate = submitted(batcher, 2)
+        with pytest.raises(DeadlineError, match="no answer within"):
+            await late
+        assert not mate.done()
+        engine.gate.set()
+        assert firsts(await mate) == [2]
+        await first
+        assert batcher.inflight_requests == 0
+    assert engine.batches == [(1, 2), (1, 2)]
+
+
+async def test_the_model_s_own_timeout_holds_where_the_client_names_a_longer_one() -> None:
+    engine = EchoEngine()
+    async with batching(engine, timeout_ms=10) as batcher:
+        engine.gate.clear()
+        with pytest.raises(DeadlineError):
+            await batcher.submit(rows(1), timeout_s=60.0)
+
+
+async def test_a_later_and_shorter_deadline_is_kept() -> None:
+    engine = EchoEngine()
+    async with batching(engine) as batcher:
+        first = await busy(engine, batcher)
+        with pytest.raises(DeadlineError):
+            await batcher.submit(rows(1), timeout_s=0.01)
+        with pytest.raises(DeadlineError):
+            await batcher.submit(rows(1), timeout_s=0.02)
+        engine.gate.set()
+        await first
+
+
+async def test_a_cancelled_request_does_not_hurt_its_batch_mates() -> None:
+    engine = EchoEngine()
+    async with batching(engine) as batcher:
+        first = await busy(engine, batcher)
+        tasks = [submitted(batcher, value) for value in range(4)]
+        await until(lambda: batcher.queue_rows == 4)
+        tasks[1].cancel()
+        await until(tasks[1].cancelled)
+        engine.gate.set()
+        await first
+        assert [firsts(await tasks[index]) for index in (0, 2, 3)] == [[0], [2], [3]]
+    assert engine.batches == [(1, 2), (3, 2)]
+
+
+async def test_a_request_cancelled_in_its_batch_does_not_hurt_its_mates() -> None:
+    engine = EchoEngine()
+    async with batching(engine) as batcher:
+        engine.gate.clear()
+        tasks = [submitted(batcher, value) for value in range(3)]
+        await until(engine.entered.is_set)
+        tasks[0].cancel()
+        await until(tasks[0].cancelled)
+        engine.gate.set()
+        assert [firsts(await task) for task in tasks[1:]] == [[1], [2]]
+
+
+async def test_a_client_that_left_is_dropped_when_the_batch_forms() -> None:
+    engine = EchoEngine()
+    async with batching(engine) as batcher:
+        first = await busy(engine, batcher)
+        left = asyncio.create_task(batcher.submit(rows(1), gone=lambda: True))
+        stays = submitted(batcher, 2)
+        await until(lambda: batcher.queue_rows == 2)
+        engine.gate.set()
+        with pytest.raises(DepartedError):
+            await left
+        assert firsts(await stays) == [2]
+        await first
+    assert engine.batches == [(1, 2), (1, 2)]
+
+
+async def test_an_engine_that_fails_fails_its_batch_alone() -> None:
+    engine = EchoEngine()
+    async with batching(engine) as batcher:
+        results = await asyncio.gather(
+            batcher.submit(rows(POISON)), batcher.submit(rows(1)), return_exceptions=True
+        )
+        assert [str(result) for result in results] == ["a poisoned row"] * 2
+        assert all(isinstance(result, EngineRunError) for result in results)
+        assert results[0] is not results[1]
+        assert firsts(await batcher.submit(rows(2))) == [2]
+
+
+async def test_a_split_request_fails_as_a_whole() -> None:
+    async with batching(EchoEngine()) as batcher:
+        with pytest.raises(EngineRunError, match="a poisoned row"):
+            await batcher.submit(rows(*range(19), POISON))
+        assert firsts(await batcher.submit(rows(2))) == [2]
+
+
+async def test_inputs_that_differ_in_rows_are_refused() -> None:
+    async with batching(EchoEngine()) as batcher:
+        with pytest.raises(BadRequestError, match="x has 1, z has 2; send as many rows in each"):
+            await batcher.submit({**rows(1), "z": np.zeros((2, 1), np.float32)})
+
+
+async def test_closing_answers_what_was_admitted_and_refuses_the_rest() -> None:
+    engine = EchoEngine()
+    async with batching(engine) as batcher:
+        first = await busy(engine, batcher)
+        waiting = submitted(batcher, 1)
+        await until(lambda: batcher.queue_rows == 1)
+        closing = asyncio.create_task(batcher.close())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        with pytest.raises(NotReadyError, match="being unloaded"):
+            await batcher.submit(rows(2))
+        assert engine.closed == 0
+        engine.gate.set()
+        await closing
+        assert firsts(await waiting) == [1]
+        await first
+        await batcher.close()
+    assert engine.closed == 1
+
+
+async def test_closing_gives_up_on_what_still_waits_when_its_time_is_over() -> None:
+    engine = EchoEngine()
+    async with batching(engine) as batcher:
+        first = await busy(engine, batcher)
+        waiting = submitted(batcher, 1)
+        await until(lambda: batcher.queue_rows == 1)
+        closing = asyncio.create_task(batcher.close(drain_s=0.01))
+        with pytest.raises(NotReadyError, match="being unloaded"):
+            await waiting
+        engine.gate.set()
+        await first
+        await closing
+
+
+async def test_the_slots_of_a_batch_size_are_used_again() -> None:
+    engine = EchoEngine()
+    async with batching(engine) as batcher:
+        for value in range(10):
+            await batcher.submit(rows(value))
+    assert engine.slots == 1
+
+
+async def test_counts_batches_rows_and_waits_once() -> None:
+    metrics = Metrics()
+    async with batching(EchoEngine(), metrics=metrics) as batcher:
+        await batcher.submit(rows(*range(12)))
+        await batcher.submit(rows(1))
+    labels = {"model": "m", "version": "1"}
+    sample = metrics.registry.get_sample_value
+    assert sample("octet_batch_rows_sum", labels) == 13
+    assert sample("octet_batch_rows_count", labels) == 3
+    assert sample("octet_compute_seconds_count", labels) == 3
+    assert sample("octet_queue_seconds_count", labels) == 2

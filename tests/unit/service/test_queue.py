@@ -1,0 +1,119 @@
+import asyncio
+
+import numpy as np
+import pytest
+
+from service.queue import DepartedError, Part, RowQueue, Waiting
+
+ONE = ((2,),)
+OTHER = ((3,),)
+
+
+def waiting(rows: int, arrived_s: float, *, gone: bool = False) -> Waiting:
+    return Waiting(
+        feeds={"x": np.zeros((rows, 2), np.float32)},
+        rows=rows,
+        arrived_s=arrived_s,
+        deadline_s=arrived_s + 1,
+        answer=asyncio.get_running_loop().create_future(),
+        gone=lambda: gone,
+    )
+
+
+def queued(*parts: tuple[tuple[tuple[int, ...], ...], Waiting]) -> RowQueue:
+    queue = RowQueue()
+    for shapes, request in parts:
+        queue.push(shapes, Part(request=request, start=0, rows=request.rows))
+    return queue
+
+
+async def test_takes_nothing_from_an_empty_queue() -> None:
+    assert RowQueue().take(8) == []
+
+
+async def test_counts_rows_not_requests() -> None:
+    queue = queued(*((ONE, waiting(3, float(i))) for i in range(4)))
+    assert [part.rows for part in queue.take(8)] == [3, 3]
+    assert queue.rows == 6
+
+
+async def test_keeps_the_order_of_arrival_and_does_not_skip_ahead() -> None:
+    first, large, small = waiting(2, 0.0), waiting(7, 1.0), waiting(1, 2.0)
+    queue = queued((ONE, first), (ONE, large), (ONE, small))
+    assert [part.request for part in queue.take(8)] == [first]
+    assert [part.request for part in queue.take(8)] == [large, small]
+    assert queue.rows == 0
+
+
+async def test_fills_a_batch_to_the_last_row() -> None:
+    queue = queued(*((ONE, waiting(1, float(i))) for i in range(9)))
+    assert len(queue.take(8)) == 8
+
+
+async def test_takes_a_first_part_of_any_size() -> None:
+    queue = queued((ONE, waiting(9, 0.0)), (ONE, waiting(1, 1.0)))
+    assert [part.rows for part in queue.take(1)] == [9]
+
+
+async def test_rows_of_different_shapes_never_share_a_batch_and_the_oldest_goes_first() -> None:
+    parts = [
+        (ONE, waiting(1, 1.0)),
+        (OTHER, waiting(1, 0.0)),
+        (ONE, waiting(1, 2.0)),
+        (OTHER, waiting(1, 3.0)),
+    ]
+    queue = queued(*parts)
+    assert [part.request for part in queue.take(8)] == [parts[1][1], parts[3][1]]
+    assert [part.request for part in queue.take(8)] == [parts[0][1], parts[2][1]]
+    assert queue.take(8) == []
+
+
+async def test_drops_requests_whose_client_has_gone_and_tells_them() -> None:
+    left, stays = waiting(4, 0.0, gone=True), waiting(5, 1.0)
+    queue = queued((ONE, left), (ONE, stays))
+    assert [part.request for part in queue.take(8)] == [stays]
+    assert queue.rows == 0
+    with pytest.raises(DepartedError):
+        left.answer.result()
+
+
+async def test_drops_requests_that_were_answered_while_they_waited() -> None:
+    timed_out, cancelled, stays = waiting(4, 0.0), waiting(4, 1.0), waiting(8, 2.0)
+    timed_out.fail(TimeoutError())
+    cancelled.answer.cancel()
+    queue = queued((ONE, timed_out), (ONE, cancelled), (ONE, stays))
+    assert [part.request for part in queue.take(8)] == [stays]
+    assert isinstance(timed_out.answer.exception(), TimeoutError)
+
+
+async def test_goes_on_to_the_next_shape_when_everybody_of_the_oldest_has_gone() -> None:
+    stays = waiting(1, 1.0)
+    queue = queued((ONE, waiting(1, 0.0, gone=True)), (OTHER, stays))
+    part = queue.take(8)[0]
+    assert part.request is stays
+    assert queue.rows == 0
+
+
+@pytest.mark.parametrize(("rows", "full"), [(7, False), (8, True)])
+async def test_a_batch_is_full_at_its_limit(rows: int, full: bool) -> None:
+    assert queued((ONE, waiting(rows, 0.0))).fills(8) is full
+
+
+async def test_rows_of_another_shape_do_not_fill_a_batch() -> None:
+    assert not queued((ONE, waiting(4, 0.0)), (OTHER, waiting(20, 1.0))).fills(8)
+
+
+async def test_an_answer_waits_for_every_part_and_keeps_their_order() -> None:
+    request = waiting(5, 0.0)
+    request.parts = 2
+    first, second = Part(request=request, start=0, rows=3), Part(request=request, start=3, rows=2)
+    request.answer_part(second, {"y": np.array([3, 4])})
+    assert not request.answer.done()
+    request.answer_part(first, {"y": np.array([0, 1, 2])})
+    assert request.answer.result()["y"].tolist() == [0, 1, 2, 3, 4]
+
+
+async def test_a_part_knows_its_rows() -> None:
+    request = waiting(5, 0.0)
+    request.feeds["x"][:] = np.arange(5, dtype=np.float32)[:, None]
+    assert Part(request=request, start=3, rows=2).rows_of("x")[:, 0].tolist() == [3, 4]
