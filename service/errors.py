@@ -69,6 +69,18 @@ class CancelledBuildError(ServiceError):
     code = "build.cancelled"
 
 
+class StorageFullError(ServiceError):
+    """The disk, or the store, has no room left."""
+
+    code = "storage.full"
+
+
+class StartError(ServiceError):
+    """The service cannot start as it was told to; the message says what to change."""
+
+    code = "service.start"
+
+
 STATUS: dict[type[Exception], int] = {
     BadRequestError: 400,
     NotFoundError: 404,
@@ -79,6 +91,8 @@ STATUS: dict[type[Exception], int] = {
     NotReadyError: 503,
     SandboxError: 500,
     CancelledBuildError: 409,
+    StorageFullError: 507,
+    StartError: 500,
     engine_errors.InvalidModelError: 422,
     engine_errors.UnsupportedModelError: 422,
     engine_errors.InvalidSamplesError: 422,

@@ -1,0 +1,72 @@
+"""How many processors this process may use: the least of the affinity mask and the cgroup's quota.
+
+OpenVINO, onnxruntime and numba each guess from the processors that they see, in a container the whole host's;
+octet computes one budget and hands it to all of them.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+
+def processor_budget(root: Path = Path("/")) -> int:
+    """Processors to use, at least 1. `root` is where `proc` and `sys` are looked for.
+
+    A quota of 2.5 processors gives 2: a third thread would only run into the kernel's throttle.
+    """
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cgroup_quota(root)
+    return available if quota is None else max(1, min(available, math.floor(quota)))
+
+
+def cgroup_quota(root: Path = Path("/")) -> float | None:
+    """The tightest quota of this process's cgroup and its ancestors, in processors; None without one.
+
+    Reads `cpu.max` of cgroup v2 and `cpu.cfs_quota_us` over `cpu.cfs_period_us` of v1 (kernel documentation,
+    admin-guide/cgroup-v2 and scheduler/sched-bwc).
+    """
+    mount = root / "sys/fs/cgroup"
+    quotas: list[float] = []
+    for controllers, group in _memberships(root):
+        if controllers == "":
+            quotas += [q for folder in _lineage(mount, group) if (q := _v2(folder)) is not None]
+        elif "cpu" in controllers.split(","):
+            for name in dict.fromkeys((controllers, "cpu", "cpu,cpuacct")):
+                quotas += [q for folder in _lineage(mount / name, group) if (q := _v1(folder)) is not None]
+    return min(quotas, default=None)
+
+
+def _memberships(root: Path) -> Iterator[tuple[str, str]]:
+    """Controllers and path of each line of /proc/self/cgroup; v2's line has no controllers."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        parts = line.split(":", 2)
+        if len(parts) == 3:
+            yield parts[1], parts[2]
+
+
+def _lineage(mount: Path, group: str) -> Iterator[Path]:
+    """The group's folder and its ancestors up to the mount, which alone exists inside most containers."""
+    for path in (PurePosixPath(group), *PurePosixPath(group).parents):
+        yield mount / path.as_posix().lstrip("/")
+
+
+def _v2(folder: Path) -> float | None:
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _v1(folder: Path) -> float | None:
+    try:
+        quota_us = int((folder / "cpu.cfs_quota_us").read_text())
+        period_us = int((folder / "cpu.cfs_period_us").read_text())
+        return quota_us / period_us if quota_us > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None

@@ -1,0 +1,119 @@
+"""What octet is told by its environment: read once at start, frozen afterwards."""
+
+import ipaddress
+from pathlib import Path
+from typing import Self
+
+import pydantic
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.errors import StartError
+from service.processors import processor_budget
+
+GIB = 1 << 30
+MIB = 1 << 20
+_EVERYWHERE = (ipaddress.IPv4Address(0), ipaddress.IPv6Address(0))
+
+
+class Settings(BaseSettings):
+    """Every field is an environment variable `OCTET_<NAME>`."""
+
+    model_config = SettingsConfigDict(env_prefix="OCTET_", frozen=True, extra="forbid")
+
+    # Folder of everything that octet keeps: catalog, blobs, engines. A local disk; one service at a time.
+    home: Path = Path("~/.octet")
+    # Address to listen on. Anything but loopback needs `no_auth`, since there are no keys yet.
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=1, le=65535)
+    # Says that a bind wider than loopback is meant: whoever reaches the port may do everything.
+    no_auth: bool = False
+    # Largest upload of a build, all its parts together; about the model plus the samples.
+    max_upload_bytes: int = Field(default=4 * GIB, ge=1)
+    # Largest body of an inference request; about the largest batch as JSON.
+    max_body_bytes: int = Field(default=64 * MIB, ge=1)
+    # Processors for engines and builds together. The cgroup's quota and the affinity mask decide when unset.
+    threads: int = Field(default_factory=processor_budget, ge=1)
+    # How long one phase of a build may run before it is stopped and the build fails.
+    build_timeout_s: float = Field(default=3600.0, gt=0, allow_inf_nan=False)
+    # Resident memory that a build may take before it is stopped; leave room for the server beside it.
+    build_memory_bytes: int = Field(default=16 * GIB, ge=256 * MIB)
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, home: Path) -> Path:
+        return home.expanduser().absolute()
+
+    @classmethod
+    def load(cls) -> Self:
+        """Reads the environment.
+
+        Raises:
+            StartError: a variable cannot be used; the message names it, the value and what is expected.
+        """
+        try:
+            settings = cls()
+        except pydantic.ValidationError as error:
+            raise StartError(_explain(error)) from error
+        settings.check()
+        return settings
+
+    def check(self) -> None:
+        """Refuses settings that contradict each other.
+
+        Raises:
+            StartError: the bind is wider than loopback and nobody said that this is meant.
+        """
+        if not self.no_auth and not is_loopback(self.host):
+            raise StartError(
+                f"octet would listen on {self.host} without keys, where whoever reaches port {self.port} may "
+                "upload, delete and infer; listen on 127.0.0.1, or say --no-auth (OCTET_NO_AUTH=1)."
+            )
+
+    @property
+    def catalog_url(self) -> str:
+        """SQLAlchemy's address of the catalog."""
+        return f"sqlite:///{self.home / 'catalog.db'}"
+
+    @property
+    def queue_url(self) -> str:
+        """SQLAlchemy's address of the durable queue."""
+        return f"sqlite:///{self.home / 'queue.db'}"
+
+    @property
+    def store_folder(self) -> Path:
+        """Where blobs are kept."""
+        return self.home / "store"
+
+    @property
+    def engine_cache(self) -> Path:
+        """Where runtimes keep compiled engines; safe to delete while octet is stopped."""
+        return self.home / "engines"
+
+    @property
+    def address(self) -> str:
+        """What to type into a client on this machine."""
+        host = self.host
+        if _ip(host) in _EVERYWHERE:
+            host = "::1" if ":" in host else "127.0.0.1"
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server that binds `host`."""
+    address = _ip(host)
+    return host == "localhost" if address is None else address.is_loopback
+
+
+def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def _explain(error: pydantic.ValidationError) -> str:
+    first = error.errors()[0]
+    name = "OCTET_" + "_".join(str(part) for part in first["loc"]).upper()
+    expected = f"{first['msg'][0].lower()}{first['msg'][1:]}"
+    return f"{name} cannot be {first['input']!r}: {expected}. Change or unset the variable and start again."
