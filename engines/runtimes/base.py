@@ -1,4 +1,4 @@
-"""What octet asks of a runtime: compile an artifact for this machine, and run batches in buffers of its own."""
+"""What octet asks of a runtime: compile an artifact for this machine, run batches in buffers of its own."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from typing import Protocol, Self
 
 import numpy as np
 
+from engines.errors import EngineRunError
 from engines.tensors import Array, TensorSpec
 
 
@@ -40,7 +41,20 @@ class Engine(ABC):
 
     @abstractmethod
     def slot(self, shapes: Mapping[str, tuple[int, ...]]) -> Slot:
-        """Buffers for a batch of exactly these input shapes (batch axis included); kept and handed out again."""
+        """Buffers for a batch of exactly these input shapes (batch axis included), which nobody else holds.
+
+        The caller holds the slot until it calls `release`, and may hold several of the same shapes: one is
+        filled while another runs. A caller that keeps its slots for good never releases them.
+
+        Raises:
+            EngineRunError: the shapes do not fit the model's inputs.
+        """
+
+    def release(self, slot: Slot) -> None:  # noqa: B027 # an engine that makes every slot anew has nothing to do
+        """Gives back a slot of this engine, for the next caller that asks for its shapes.
+
+        Its arrays, outputs included, must not be used any more.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -50,12 +64,16 @@ class Engine(ABC):
         """Runs one batch of caller-owned arrays and returns arrays that the caller owns.
 
         Raises:
-            EngineRunError: the runtime failed on this batch.
+            EngineRunError: the arrays do not fit the model's inputs, or the runtime failed on this batch.
         """
+        check_feeds(feeds, self.inputs)
         slot = self.slot({name: array.shape for name, array in feeds.items()})
-        for name, array in feeds.items():
-            np.copyto(slot.inputs[name], array, casting="no")
-        return {name: array.copy() for name, array in slot.run().items()}
+        try:
+            for name, buffer in slot.inputs.items():
+                np.copyto(buffer, feeds[name], casting="no")
+            return {name: array.copy() for name, array in slot.run().items()}
+        finally:
+            self.release(slot)
 
     def __enter__(self) -> Self:
         return self
@@ -88,3 +106,36 @@ class Runtime(ABC):
         Raises:
             CompileError: the runtime does not take the model.
         """
+
+
+def check_shapes(shapes: Mapping[str, tuple[int, ...]], inputs: tuple[TensorSpec, ...]) -> None:
+    """Checks the shapes of a batch against a model's inputs.
+
+    Raises:
+        EngineRunError: an input is missing, unknown or of another shape; the message names the first.
+    """
+    for spec in inputs:
+        if spec.name not in shapes:
+            raise EngineRunError(
+                f"the batch lacks the input {spec.name!r}; the model reads {spec.describe()}."
+            )
+        shape = tuple(shapes[spec.name])
+        if not spec.accepts(shape):
+            raise EngineRunError(f"input {spec.name!r} has the shape {list(shape)}; send {spec.describe()}.")
+    unknown = sorted(set(shapes) - {spec.name for spec in inputs})
+    if unknown:
+        known = ", ".join(spec.describe() for spec in inputs)
+        raise EngineRunError(f"the model has no input {unknown[0]!r}; it reads {known}.")
+
+
+def check_feeds(feeds: Mapping[str, Array], inputs: tuple[TensorSpec, ...]) -> None:
+    """Checks a batch against a model's inputs: names, shapes and element types.
+
+    Raises:
+        EngineRunError: an input is missing, unknown, or of another shape or type; the first is named.
+    """
+    check_shapes({name: array.shape for name, array in feeds.items()}, inputs)
+    for spec in inputs:
+        if feeds[spec.name].dtype != spec.dtype:
+            dtype = feeds[spec.name].dtype.name
+            raise EngineRunError(f"input {spec.name!r} has the element type {dtype}; send {spec.describe()}.")
