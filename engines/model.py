@@ -1,0 +1,220 @@
+"""A checked ONNX model with typed inputs and outputs."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto, helper
+
+from engines.errors import InvalidModelError, UnsupportedModelError
+from engines.model_checks import MAX_TENSOR_BYTES, admit, default_opset
+from engines.tensors import TensorSpec
+
+MAX_MODEL_BYTES = 2**31 - 2**20
+"""A protobuf message ends at 2 GiB; a little is left for what preparation adds."""
+
+_TAKEN_TYPES = frozenset(
+    {
+        TensorProto.FLOAT,
+        TensorProto.DOUBLE,
+        TensorProto.FLOAT16,
+        TensorProto.BFLOAT16,
+        TensorProto.BOOL,
+        TensorProto.INT8,
+        TensorProto.INT16,
+        TensorProto.INT32,
+        TensorProto.INT64,
+        TensorProto.UINT8,
+        TensorProto.UINT16,
+        TensorProto.UINT32,
+        TensorProto.UINT64,
+    }
+)
+_OTHER_FORMATS = {
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"PK\x03\x04": "a zip archive, perhaps a PyTorch checkpoint or an .npz",
+    b"\x93NUMPY": "a .npy array",
+    b"\x1f\x8b": "gzip data",
+    b"\x89HDF": "an HDF5 file, perhaps a Keras model",
+    b"\x80": "a Python pickle, perhaps a PyTorch checkpoint",
+    b"{": "JSON",
+    b"[": "JSON",
+    b"<": "HTML or XML",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """An ONNX model and what it takes and gives."""
+
+    # Never written to: a step that changes the graph works on a copy.
+    proto: onnx.ModelProto
+    # The graph's inputs in order, without those that are initializers.
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    # Version of the default operator domain.
+    opset: int
+
+    @property
+    def fixed_rows(self) -> int | None:
+        """The number of rows that the model insists on, or None where the batch is free."""
+        return next((spec.fixed_rows for spec in self.inputs if spec.fixed_rows is not None), None)
+
+
+def load_model(source: bytes | Path) -> Model:
+    """Reads an untrusted ONNX model: the bytes alone, never another file that they point to.
+
+    Model-local functions are inlined, training information and imports of unused domains are dropped, and the
+    shapes of the outputs are those that follow from the graph.
+
+    Raises:
+        InvalidModelError: the bytes are no ONNX model, or one that breaks ONNX's own rules.
+        UnsupportedModelError: external data, custom domains, control flow, an opset or a size out of range,
+        an
+            input or output that cannot be batched.
+    """
+    content = source if isinstance(source, bytes) else _read(source)
+    if not content:
+        raise InvalidModelError(
+            "the model file is empty (0 bytes): export the model again and upload it whole."
+        )
+    if len(content) > MAX_MODEL_BYTES:
+        raise UnsupportedModelError(_too_large(len(content)))
+    proto = _parse(content)
+    admit(proto)
+    return _typed(proto)
+
+
+def from_proto(proto: onnx.ModelProto) -> Model:
+    """A Model of a proto that octet itself wrote: types its inputs and outputs and checks nothing else.
+
+    Raises:
+        InvalidModelError, UnsupportedModelError: an input or output that no Model can have.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    return _typed(copy)
+
+
+def save_model(model: Model, path: Path) -> None:
+    """Writes the model as one file with all weights inside."""
+    path.write_bytes(model.proto.SerializeToString(deterministic=True))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > MAX_MODEL_BYTES:
+            raise UnsupportedModelError(_too_large(size))
+        with path.open("rb") as file:
+            return file.read(MAX_MODEL_BYTES + 1)
+    except OSError as error:
+        raise InvalidModelError(
+            f"the model file {path.name!r} cannot be read ({error.strerror}): check the path and its"
+            " permissions."
+        ) from error
+
+
+def _too_large(size_bytes: int) -> str:
+    return (
+        f"the model has {size_bytes} bytes; octet takes at most {MAX_MODEL_BYTES}: a larger one cannot be a"
+        " single ONNX file."
+    )
+
+
+def _parse(content: bytes) -> onnx.ModelProto:
+    looks_like = next((name for start, name in _OTHER_FORMATS.items() if content.startswith(start)), None)
+    if looks_like is not None:
+        raise InvalidModelError(
+            f"the model is not an ONNX file: it looks like {looks_like}. Export the model to ONNX and upload"
+            " that file."
+        )
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(content)
+    except DecodeError as error:
+        raise InvalidModelError(
+            f"the model cannot be read as ONNX ({len(content)} bytes, starting with {content[:4]!r}): the"
+            " file is truncated, damaged or of another format. Export the model to ONNX and upload it whole."
+        ) from error
+    return proto
+
+
+def _typed(proto: onnx.ModelProto) -> Model:
+    initializers = {tensor.name for tensor in proto.graph.initializer}
+    inputs = _specs("input", (value for value in proto.graph.input if value.name not in initializers))
+    outputs = _specs("output", proto.graph.output)
+    if not inputs:
+        raise UnsupportedModelError(
+            "the model has no inputs (all of its graph inputs, if any, are initializers): export it with an"
+            " input."
+        )
+    if not outputs:
+        raise InvalidModelError("the model has no outputs: export it with at least one.")
+    _check_batch(inputs)
+    return Model(proto=proto, inputs=inputs, outputs=outputs, opset=default_opset(proto))
+
+
+def _specs(role: str, values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
+    return tuple(_spec(role, value) for value in values)
+
+
+def _spec(role: str, value: onnx.ValueInfoProto) -> TensorSpec:
+    kind = value.type.WhichOneof("value")
+    if kind is None:
+        raise InvalidModelError(f"{role} {value.name!r} has no type: declare its element type and shape.")
+    if kind != "tensor_type":
+        raise UnsupportedModelError(
+            f"{role} {value.name!r} is a {kind.removesuffix('_type').replace('_', ' ')}; octet takes tensors"
+            " only: split it into tensors when exporting."
+        )
+    tensor = value.type.tensor_type
+    if tensor.elem_type not in _TAKEN_TYPES:
+        known = tensor.elem_type in TensorProto.DataType.values()
+        seen = TensorProto.DataType.Name(tensor.elem_type).lower() if known else f"number {tensor.elem_type}"
+        raise UnsupportedModelError(
+            f"{role} {value.name!r} has the element type {seen}; octet takes floats of 16 to 64 bits,"
+            " integers of 8 to 64 bits and bool."
+        )
+    if not tensor.HasField("shape"):
+        raise UnsupportedModelError(
+            f"{role} {value.name!r} has no known shape: export the model with the rank of each {role}"
+            " declared."
+        )
+    if not tensor.shape.dim:
+        raise UnsupportedModelError(
+            f"{role} {value.name!r} is a scalar (shape []), so it has no batch axis: give it rows along axis"
+            " 0."
+        )
+    shape = tuple(_size(role, value.name, dim) for dim in tensor.shape.dim)
+    return TensorSpec(name=value.name, dtype=helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape=shape)
+
+
+def _size(role: str, name: str, dim: onnx.TensorShapeProto.Dimension) -> int | None:
+    # Some exporters write a free dimension as -1 instead of leaving it unset or naming it.
+    if not dim.HasField("dim_value") or dim.dim_value < 0:
+        return None
+    if dim.dim_value == 0:
+        raise UnsupportedModelError(
+            f"{role} {name!r} has a dimension of size 0, so it holds no values: name the dimension if it is"
+            " meant to be free."
+        )
+    if dim.dim_value > MAX_TENSOR_BYTES:
+        raise UnsupportedModelError(
+            f"{role} {name!r} has a dimension of size {dim.dim_value}; octet takes tensors of at most"
+            f" {MAX_TENSOR_BYTES} bytes."
+        )
+    return dim.dim_value
+
+
+def _check_batch(inputs: tuple[TensorSpec, ...]) -> None:
+    fixed = {spec.name: spec.fixed_rows for spec in inputs if spec.fixed_rows is not None}
+    if len(set(fixed.values())) > 1:
+        seen = ", ".join(f"{name!r} {rows}" for name, rows in fixed.items())
+        raise UnsupportedModelError(
+            f"the inputs disagree on the number of rows along axis 0 ({seen}): octet batches every input"
+            " along axis 0, so export the model with the same or a free first dimension for each."
+        )
