@@ -63,6 +63,12 @@ class SandboxError(ServiceError):
     code = "build.sandbox"
 
 
+class SandboxCrashError(SandboxError):
+    """The process that did native work died of a fault in a library."""
+
+    code = "build.crashed"
+
+
 class CancelledBuildError(ServiceError):
     """The build was cancelled."""
 
@@ -90,6 +96,7 @@ STATUS: dict[type[Exception], int] = {
     DeadlineError: 504,
     NotReadyError: 503,
     SandboxError: 500,
+    SandboxCrashError: 500,
     CancelledBuildError: 409,
     StorageFullError: 507,
     StartError: 500,
