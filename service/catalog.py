@@ -167,6 +167,12 @@ class Catalog:
             row, parent = rows.find_version(session, model, number)
             return rows.to_version(row, parent.default_version)
 
+    def summary(self, model: str, number: int) -> dict[str, Any] | None:
+        """What a version's report says in short, or None where there is no such version."""
+        with self._read() as session:
+            row = session.get(VersionRow, (model, number))
+            return None if row is None else dict(row.summary)
+
     def revision(self) -> int:
         """A number that changes whenever a published version or a default does; cheap to ask for."""
         with self._read() as session:

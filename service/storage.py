@@ -137,18 +137,30 @@ class BlobWriter:
         self._hasher.update(chunk)
         self.bytes_written += len(chunk)
 
-    def commit(self) -> str:
-        """Makes the blob durable and returns its digest.
+    def seal(self) -> None:
+        """Flushes what was written to the disk and closes the file; only `commit` or `discard` may follow.
 
         Raises:
             StorageFullError: the disk is full.
         """
-        digest = f"sha256:{self._hasher.hexdigest()}"
         try:
             self._file.flush()
             reached("blob.before_flush")
             os.fsync(self._file.fileno())
             self._file.close()
+        except OSError as error:
+            raise _translated(error, self._blobs) from error
+
+    def commit(self) -> str:
+        """Makes the blob durable under its digest, which is returned.
+
+        Raises:
+            StorageFullError: the disk is full.
+        """
+        if not self._file.closed:
+            self.seal()
+        digest = f"sha256:{self._hasher.hexdigest()}"
+        try:
             _adopt(self._path, _address(self._blobs, digest))
         except OSError as error:
             raise _translated(error, self._blobs) from error

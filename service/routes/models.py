@@ -1,0 +1,148 @@
+"""Models and their versions: `/v1/models`."""
+
+import asyncio
+from http import HTTPStatus
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Request, Response
+from fastapi.responses import FileResponse
+
+from engines import workspace
+from service.catalog import Version
+from service.context import Context
+from service.errors import BadRequestError, NotFoundError
+from service.responses import json_response
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+
+@router.get("")
+async def list_models(request: Request) -> Response:
+    """Every model with its versions."""
+    context = _context(request)
+    models: dict[str, list[Version]] = {}
+    for version in await asyncio.to_thread(context.catalog.versions):
+        models.setdefault(version.model, []).append(version)
+    return json_response({"models": [_model(context, name, models[name]) for name in models]})
+
+
+@router.get("/{name}")
+async def get_model(request: Request, name: str) -> Response:
+    """One model with its versions."""
+    context = _context(request)
+    versions = await asyncio.to_thread(context.catalog.versions, name)
+    if not versions:
+        raise NotFoundError(f"there is no model {name!r}; GET /v1/models lists them.")
+    return json_response(_model(context, name, versions))
+
+
+@router.get("/{name}/versions/{version}")
+async def get_version(request: Request, name: str, version: str) -> Response:
+    """One version: what it was built with, what came out, whether it is loaded, what it costs."""
+    context = _context(request)
+    found = await _find(context, name, version)
+    sizes = await asyncio.to_thread(_sizes, context, found)
+    return json_response({**_version(context, found), "files_bytes": sizes, "bytes": sum(sizes.values())})
+
+
+@router.get("/{name}/versions/{version}/report")
+async def get_report(request: Request, name: str, version: str) -> Response:
+    """The report of the build, as JSON."""
+    context = _context(request)
+    found = await _find(context, name, version)
+    return FileResponse(_file(context, found, workspace.REPORT), media_type="application/json")
+
+
+@router.get("/{name}/versions/{version}/artifact")
+async def get_artifact(request: Request, name: str, version: str) -> Response:
+    """The ONNX file that the version serves: with quantize and dequantize nodes, or FP32 as it was asked for."""
+    context = _context(request)
+    found = await _find(context, name, version)
+    file = workspace.QUANTIZED if workspace.QUANTIZED in found.files else workspace.PREPARED
+    return FileResponse(
+        _file(context, found, file),
+        media_type="application/octet-stream",
+        filename=f"{found.model}-{found.number}.onnx",
+    )
+
+
+@router.put("/{name}/default")
+async def set_default(request: Request, name: str, body: Annotated[Any, Body()] = None) -> Response:
+    """Makes a version the one that answers where none is named: `{"version": 2}`."""
+    context = _context(request)
+    number = body.get("version") if isinstance(body, dict) else None
+    if type(number) is not int:
+        raise BadRequestError(
+            f'the body is {str(body)[:80]}; send the number of a version: {{"version": 2}}.'
+        )
+    return json_response(
+        _version(context, await asyncio.to_thread(context.catalog.set_default, name, number))
+    )
+
+
+@router.delete("/{name}", status_code=HTTPStatus.NO_CONTENT)
+async def delete_model(request: Request, name: str) -> None:
+    """Removes a model with all its versions; its unfinished builds are cancelled."""
+    await asyncio.to_thread(_context(request).catalog.delete_model, name)
+
+
+@router.delete("/{name}/versions/{version}", status_code=HTTPStatus.NO_CONTENT)
+async def delete_version(request: Request, name: str, version: str) -> None:
+    """Removes a version; servers unload it."""
+    await asyncio.to_thread(_context(request).catalog.delete_version, name, _number(version))
+
+
+def _context(request: Request) -> Context:
+    context: Context = request.app.state.octet
+    return context
+
+
+def _number(version: str) -> int:
+    # Longer numbers than any that we gave away: no database need be asked.
+    if not (version.isascii() and version.isdecimal() and len(version) < 10):
+        raise BadRequestError(f"{version[:80]!r} is no version; versions are whole numbers such as 1.")
+    return int(version)
+
+
+async def _find(context: Context, name: str, version: str) -> Version:
+    return await asyncio.to_thread(context.catalog.version, name, _number(version))
+
+
+def _file(context: Context, version: Version, name: str) -> Path:
+    digest = version.files.get(name)
+    if digest is None:
+        raise NotFoundError(
+            f"version {version.number} of model {version.model!r} has no file {name}; build it again."
+        )
+    return context.store.path(digest)
+
+
+def _sizes(context: Context, version: Version) -> dict[str, int]:
+    return {name: context.store.path(digest).stat().st_size for name, digest in version.files.items()}
+
+
+def _model(context: Context, name: str, versions: list[Version]) -> dict[str, Any]:
+    default = next((version.number for version in versions if version.default), None)
+    return {
+        "name": name,
+        "default": default,
+        "versions": [_version(context, version) for version in versions],
+    }
+
+
+def _version(context: Context, version: Version) -> dict[str, Any]:
+    """A version as clients see it; state, precision and reason are those of this server."""
+    status = context.deployments.status(version.model, version.number)
+    return {
+        "model": version.model,
+        "version": version.number,
+        "default": version.default,
+        "build": version.build_id,
+        "state": status.state,
+        "precision": status.precision,
+        "reason": status.reason,
+        "summary": version.summary,
+        "options": version.options.model_dump(mode="json"),
+        "created_at": version.created_at,
+    }
