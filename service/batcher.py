@@ -20,10 +20,10 @@ from engines.errors import EngineRunError
 from engines.options import Batching
 from engines.runtimes.base import Engine, Slot
 from engines.tensors import Array
+from service.batch_sizes import BatchRules
 from service.errors import BadRequestError, DeadlineError, NotReadyError, QueueFullError, TooLargeError
 from service.metrics import VersionMetrics
 from service.queue import ItemShapes, Part, RowQueue, Waiting
-from service.slots import BatchRules, Shapes, SlotPool
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,6 @@ _BATCHES_AHEAD = 2
 @dataclass(kw_only=True, slots=True)
 class _Batch:
     parts: list[Part]
-    shapes: Shapes
     slot: Slot
     # Filled in by the engine's thread.
     started_s: float = 0.0
@@ -54,13 +53,12 @@ class Batcher:
     """
 
     def __init__(
-        self, engine: Engine, *, limits: Batching, rules: BatchRules, metrics: VersionMetrics, slots: SlotPool
+        self, engine: Engine, *, limits: Batching, rules: BatchRules, metrics: VersionMetrics
     ) -> None:
         self._engine = engine
         self._limits = limits
         self._rules = rules
         self._metrics = metrics
-        self._slots = slots
         self._queue = RowQueue()
         self._open: set[Waiting] = set()
         self._running = 0
@@ -235,19 +233,19 @@ class Batcher:
         feeds = parts[0].request.feeds
         if not self._rules.batchable:
             shapes = {name: array.shape for name, array in feeds.items()}
-            slot = self._slots.take(shapes)
+            slot = self._engine.slot(shapes)
             for name, target in slot.inputs.items():
                 target[...] = feeds[name]
-            return _Batch(parts=parts, shapes=shapes, slot=slot)
+            return _Batch(parts=parts, slot=slot)
         rows = sum(part.rows for part in parts)
         size = self._rules.size_for(rows)
         shapes = {name: (size, *array.shape[1:]) for name, array in feeds.items()}
-        slot = self._slots.take(shapes)
+        slot = self._engine.slot(shapes)
         for name, target in slot.inputs.items():
             np.concatenate([part.rows_of(name) for part in parts], out=target[:rows], casting="no")
             if size > rows:
                 target[rows:] = target[rows - 1]
-        return _Batch(parts=parts, shapes=shapes, slot=slot)
+        return _Batch(parts=parts, slot=slot)
 
     def _work(self) -> None:
         """The engine's thread: runs what it is handed, in order, until it is handed None."""
@@ -263,7 +261,7 @@ class Batcher:
     def _finish(self, batch: _Batch) -> None:
         """Back in the loop: the next batch first, then the answers of this one."""
         self._running -= 1
-        self._slots.give(batch.shapes, batch.slot)
+        self._engine.release(batch.slot)
         self._flush()
         metrics = self._metrics
         metrics.compute_seconds.observe(batch.ended_s - batch.started_s)

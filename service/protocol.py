@@ -115,7 +115,8 @@ def decode(body: bytes, signature: Signature) -> InferenceRequest:
         raise BadRequestError(f"input '{missing}' is missing; the model takes {_names(specs)}.")
     return InferenceRequest(
         id=identity,
-        feeds=feeds,
+        # In the model's order: shapes are compared by position.
+        feeds=feeds if len(feeds) == 1 else {name: feeds[name] for name in specs},
         outputs=_wanted(request.get("outputs"), signature.outputs),
         timeout_s=_timeout_s(request.get("parameters")),
     )
@@ -153,10 +154,10 @@ def _parse(body: bytes) -> dict[str, Any]:
     try:
         request = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        hint = " JSON has no NaN and no Infinity." if b"NaN" in body or b"Infinity" in body else ""
-        raise BadRequestError(
-            f'the body is not JSON ({error}); send an object with "inputs".{hint}'
-        ) from error
+        remedy = 'send an object with "inputs"'
+        if b"NaN" in body or b"Infinity" in body:
+            remedy = "it has no NaN and no Infinity: send finite numbers"
+        raise BadRequestError(f"the body is not JSON ({error}); {remedy}.") from error
     if not isinstance(request, dict):
         raise BadRequestError(f'the body is {_show(request)}; send a JSON object with "inputs".')
     return request

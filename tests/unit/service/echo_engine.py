@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from engines.errors import EngineRunError
-from engines.runtimes.base import Engine, Slot
+from engines.runtimes.base import Slot
+from engines.runtimes.slots import PooledEngine
 from engines.tensors import Array, TensorSpec
 
 POISON = -1.0
@@ -35,15 +36,17 @@ class EchoSlot:
         return self._outputs
 
 
-class EchoEngine(Engine):
+class EchoEngine(PooledEngine):
     """Doubles `x` and gives back the first number of each row; -1 anywhere makes the batch fail."""
 
     def __init__(self, item: tuple[int | None, ...] = (2,), *, fixed_rows: int | None = None) -> None:
         float32 = np.dtype(np.float32)
-        self.inputs = (TensorSpec(name="x", dtype=float32, shape=(fixed_rows, *item)),)
-        self.outputs = (
-            TensorSpec(name="double", dtype=float32, shape=(fixed_rows, *item)),
-            TensorSpec(name="first", dtype=float32, shape=(fixed_rows, 1)),
+        super().__init__(
+            inputs=(TensorSpec(name="x", dtype=float32, shape=(fixed_rows, *item)),),
+            outputs=(
+                TensorSpec(name="double", dtype=float32, shape=(fixed_rows, *item)),
+                TensorSpec(name="first", dtype=float32, shape=(fixed_rows, 1)),
+            ),
         )
         # Closed by a test that wants the engine to be busy.
         self.gate = threading.Event()
@@ -55,9 +58,10 @@ class EchoEngine(Engine):
         self.slots = 0
         self.closed = 0
 
-    def slot(self, shapes: Mapping[str, tuple[int, ...]]) -> Slot:
+    def _new_slot(self, shapes: Mapping[str, tuple[int, ...]]) -> Slot:
         self.slots += 1
         return EchoSlot(self, shapes)
 
     def close(self) -> None:
+        super().close()
         self.closed += 1

@@ -8,11 +8,11 @@ import pytest
 from engines.errors import EngineRunError
 from engines.options import Batching
 from engines.tensors import Array
+from service.batch_sizes import BatchRules
 from service.batcher import Batcher
 from service.errors import BadRequestError, DeadlineError, NotReadyError, QueueFullError, TooLargeError
 from service.metrics import Metrics
 from service.queue import DepartedError
-from service.slots import BatchRules, SlotPool
 from tests.unit.service.echo_engine import POISON, EchoEngine
 
 
@@ -30,7 +30,6 @@ async def batching(
         limits=Batching(**{"max_batch_rows": sizes[-1], **limits}),
         rules=BatchRules(batchable=batchable, sizes=sizes),
         metrics=(metrics or Metrics()).of("m", "1"),
-        slots=SlotPool(engine),
     )
     batcher.start()
     try:

@@ -1,0 +1,125 @@
+"""The HTTP application: one context, the routes, and one form for every error."""
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
+
+from engines.errors import EngineError
+from service.catalog import Catalog, Version
+from service.context import Context
+from service.errors import ServiceError
+from service.loading import Loaded, VersionLoader
+from service.metrics import Metrics
+from service.openapi import inference_paths
+from service.responses import INTERNAL, error_response, framework_response
+from service.routes import builds, health, metrics, models
+from service.routes.inference import InferenceHandler, infer_address
+from service.sandbox import Limits
+from service.serving import Deployments
+from service.settings import Settings
+from service.storage import BlobStore
+
+
+class OctetApp(FastAPI):
+    """FastAPI, with inference dispatched before it."""
+
+    inference: InferenceHandler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            address = infer_address(scope["path"])
+            if address is not None:
+                await self.inference(address, scope, receive, send)
+                return
+        await super().__call__(scope, receive, send)
+
+    def openapi(self) -> dict[str, Any]:
+        """The schema of all calls, those that FastAPI never sees included."""
+        schema = super().openapi()
+        schema["paths"].update(inference_paths())
+        return schema
+
+
+def create_app(settings: Settings, *, load: Callable[[Version], Loaded] | None = None) -> OctetApp:
+    """The application for these settings; its lifespan starts and ends the serving of models.
+
+    `load` gives a warm engine of a version; left out, versions are loaded from the store.
+    """
+    measured = Metrics()
+    catalog, store = Catalog(settings.catalog_url), BlobStore(settings.store_folder)
+    loader = VersionLoader(
+        store=store,
+        folder=settings.home / "serving",
+        cache=settings.engine_cache,
+        threads=settings.threads,
+        limits=Limits(timeout_s=settings.build_timeout_s, memory_bytes=settings.build_memory_bytes),
+    )
+    deployments = Deployments(catalog=catalog, metrics=measured, load=load or loader.load)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        loader.clear()
+        await deployments.start()
+        try:
+            yield
+        finally:
+            loader.stopping.set()
+            await deployments.close()
+            catalog.close()
+
+    app = OctetApp(title="octet", lifespan=lifespan, docs_url="/docs", redoc_url=None)
+    app.state.octet = Context(
+        settings=settings, catalog=catalog, store=store, deployments=deployments, metrics=measured
+    )
+    app.inference = InferenceHandler(
+        deployments=deployments, metrics=measured, max_body_bytes=settings.max_body_bytes
+    )
+    for routes in (health, metrics, builds, models):
+        app.include_router(routes.router)
+    _handle_errors(app)
+    return app
+
+
+def _handle_errors(app: FastAPI) -> None:
+    """Gives every error its body `{"error", "code"}`, those of the framework too."""
+
+    async def ours(_: Request, error: Exception) -> Response:
+        return error_response(error)
+
+    async def framework(request: Request, error: Exception) -> Response:
+        if not isinstance(error, HTTPException):
+            raise error
+        message = _explained(request, error)
+        return framework_response(error.status_code, message, error.headers)
+
+    async def invalid(_: Request, error: Exception) -> Response:
+        if not isinstance(error, RequestValidationError):
+            raise error
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        seen = repr(first.get("input"))[:80]
+        return framework_response(422, f"{where} cannot be {seen}: {first['msg'].lower()}.")
+
+    async def unforeseen(_: Request, __: Exception) -> Response:
+        return framework_response(500, INTERNAL)
+
+    app.add_exception_handler(ServiceError, ours)
+    app.add_exception_handler(EngineError, ours)
+    app.add_exception_handler(HTTPException, framework)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(Exception, unforeseen)
+
+
+def _explained(request: Request, error: HTTPException) -> str:
+    path = request.url.path
+    if error.status_code == 404 and error.detail == "Not Found":
+        return f"there is nothing at {path}; see /docs for the calls that there are."
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        return f"{path} does not take {request.method}; send {allowed}."
+    return str(error.detail)

@@ -1,0 +1,99 @@
+"""From a published version to a warm engine: fetch, rehearse in a child, load with its proof, warm up."""
+
+import os
+import shutil
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import engines
+from engines import workspace
+from engines.options import Precision
+from engines.runtimes.base import Engine
+from service.batch_sizes import BatchRules, warm_up
+from service.catalog import Version
+from service.protocol import Signature
+from service.sandbox import Limits, Sandbox, Watch
+from service.storage import BlobStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """An engine that may answer, warm."""
+
+    engine: Engine
+    signature: Signature
+    rules: BatchRules
+    # What really answers.
+    precision: Precision
+    # Why FP32 answers instead of the 8-bit engine, where it does.
+    refusal: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionLoader:
+    """Loads versions from the store, through `folder`."""
+
+    store: BlobStore
+    # Holds the files of loaded versions; emptied at start.
+    folder: Path
+    # Where runtimes keep compiled engines.
+    cache: Path
+    # Processors that an engine may use.
+    threads: int
+    # What a rehearsal may take.
+    limits: Limits
+    # Set when the server stops: a rehearsal is broken off.
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    def clear(self) -> None:
+        """Removes what an earlier server left."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def load(self, version: Version) -> Loaded:
+        """Loads a version and runs it at every batch size that it will get.
+
+        Raises:
+            InvalidArtifactError: files are missing or changed.
+            SandboxError: the rehearsal crashed, took too long or too much memory.
+            CancelledBuildError: the server stops.
+            EngineError: neither its 8-bit engine nor FP32 may answer.
+        """
+        folder = self.folder / version.build_id
+        self.store.materialise(_needed(version), folder)
+        self._rehearse(version, folder)
+        loaded = engines.load_engine(folder, version.options, threads=self.threads, cache=self.cache)
+        rules = warm_up(loaded.engine, version.options.batching, batchable=loaded.batchable)
+        return Loaded(
+            engine=loaded.engine,
+            signature=Signature.of(loaded.engine.inputs, loaded.engine.outputs, free_rows=loaded.batchable),
+            rules=rules,
+            precision=loaded.precision,
+            refusal=loaded.refusal,
+        )
+
+    def _rehearse(self, version: Version, folder: Path) -> None:
+        """Loads and runs the version in a process of its own: a crash inside a library costs that one."""
+        arguments = {
+            "folder": str(folder),
+            "options": version.options.model_dump(mode="json"),
+            "threads": self.threads,
+            "cache": str(self.cache),
+        }
+        environment = os.environ | {"OCTET_THREADS": str(self.threads)}
+        with Sandbox(self.limits, environment=environment) as sandbox:
+            sandbox.call(
+                "load_check",
+                arguments,
+                what=f"loading version {version.number} of model '{version.model}'",
+                watch=Watch(cancelled=self.stopping.is_set),
+            )
+
+
+def _needed(version: Version) -> dict[str, str]:
+    """The version's files without the upload and the samples, which only a build reads."""
+    return {
+        name: digest
+        for name, digest in version.files.items()
+        if not name.startswith(("upload/", workspace.SAMPLES))
+    }

@@ -1,0 +1,259 @@
+"""Which versions have an engine in memory, and which of them answers.
+
+The catalog says what is published; this follows it and loads what `service.residency` wants, one version at
+a time. A new default takes over only once its engine is warm: until then, and if it fails to load, the
+earlier one goes on answering. An engine that is not wanted any more finishes its requests and is closed.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from engines.options import Precision
+from service.batcher import Batcher
+from service.catalog import Catalog, Version
+from service.errors import NotFoundError, NotReadyError
+from service.loading import Loaded
+from service.metrics import Metrics, VersionMetrics
+from service.protocol import Signature
+from service.residency import Key, VersionState, VersionStatus, wanted
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.5
+# After the first failure to load a version; doubled with each further one.
+RETRY_S = 30.0
+_LONGEST_RETRY_S = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """A version that answers."""
+
+    model: str
+    version: str
+    # Of what clients send and get.
+    signature: Signature
+    precision: Precision
+    batcher: Batcher
+    metrics: VersionMetrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Failure:
+    attempts: int
+    # On time.monotonic.
+    retry_at_s: float
+
+
+class Deployments:
+    """The versions that this server serves. Lives in one event loop."""
+
+    def __init__(self, *, catalog: Catalog, metrics: Metrics, load: Callable[[Version], Loaded]) -> None:
+        """`load` gives a warm engine of a version; it is called in a thread, one version at a time."""
+        self._catalog = catalog
+        self._metrics = metrics
+        self._load = load
+        self._revision: int | None = None
+        self._published: dict[Key, Version] = {}
+        self._status: dict[Key, VersionStatus] = {}
+        self._failures: dict[Key, _Failure] = {}
+        self._loaded: dict[Key, Deployment] = {}
+        self._answering: dict[str, Deployment] = {}
+        # Defaults of the first look at the catalog that have not been tried yet.
+        self._first: set[Key] | None = None
+        self._retiring = False
+        self._changed = asyncio.Event()
+        self._following: list[asyncio.Task[None]] = []
+        self._closing: set[asyncio.Task[None]] = set()
+        metrics.watch_loaded(lambda: len(self._loaded))
+
+    @property
+    def ready(self) -> bool:
+        """Whether this server should get requests: the defaults that it found at its start were tried once.
+
+        Neither a model published later nor one that fails to load changes it.
+        """
+        return self._first is not None and not self._first and not self._retiring
+
+    async def start(self) -> None:
+        """Begins to follow the catalog."""
+        loop = asyncio.get_running_loop()
+        self._following = [loop.create_task(self._follow()), loop.create_task(self._load_wanted())]
+
+    def retire(self) -> None:
+        """Says that this server is about to stop: it is not ready any more, but answers."""
+        self._retiring = True
+
+    async def close(self) -> None:
+        """Stops following, answers what was admitted and closes every engine. Idempotent."""
+        self.retire()
+        for task in self._following:
+            task.cancel()
+        await asyncio.gather(*self._following, return_exceptions=True)
+        for key in list(self._loaded):
+            self._unload(key)
+        await asyncio.gather(*self._closing)
+
+    def find(self, model: str, version: str | None = None) -> Deployment:
+        """The deployment that answers for a version, or for the model's default where none is named.
+
+        Raises:
+            NotFoundError: no such model or version.
+            NotReadyError: it exists, but no engine of it may answer now.
+        """
+        if version is None:
+            deployment = self._answering.get(model)
+        else:
+            deployment = self._loaded.get((model, int(version))) if version.isdecimal() else None
+        return deployment if deployment is not None else self._missing(model, version)
+
+    def ready_versions(self, model: str) -> list[str]:
+        """Numbers of the versions of a model that answer, rising."""
+        return [str(number) for name, number in sorted(self._loaded) if name == model]
+
+    def status(self, model: str, number: int) -> VersionStatus:
+        """What a published version is doing in this server."""
+        return self._status.get((model, number), VersionStatus(state=VersionState.UNLOADED))
+
+    def _missing(self, model: str, version: str | None) -> Deployment:
+        """Raises the error that says why nothing answers."""
+        numbers = sorted(number for name, number in self._published if name == model)
+        if not numbers:
+            raise NotFoundError(f"there is no model '{model}'; upload it to /v1/models/{model}/builds.")
+        if version is None:
+            number = next((n for n in numbers if self._published[model, n].default), numbers[-1])
+        elif not version.isdecimal() or int(version) not in numbers:
+            known = ", ".join(map(str, numbers))
+            raise NotFoundError(f"model '{model}' has no version '{version}'; it has {known}.")
+        else:
+            number = int(version)
+        status = self.status(model, number)
+        why = f": {status.reason}" if status.reason else ""
+        raise NotReadyError(f"version {number} of model '{model}' is {status.state}{why}; try again later.")
+
+    async def _follow(self) -> None:
+        """Looks at the catalog again and again."""
+        while True:
+            try:
+                revision = await asyncio.to_thread(self._catalog.revision)
+                if revision != self._revision:
+                    self._publish(await asyncio.to_thread(self._catalog.versions))
+                    self._revision = revision
+            except Exception:
+                logger.exception("the catalog could not be read; what is loaded goes on answering")
+            if any(failure.retry_at_s <= time.monotonic() for failure in self._failures.values()):
+                self._changed.set()
+            await asyncio.sleep(POLL_S)
+
+    def _publish(self, versions: list[Version]) -> None:
+        """Takes over what the catalog says."""
+        self._published = {(version.model, version.number): version for version in versions}
+        if self._first is None:
+            self._first = {key for key, version in self._published.items() if version.default}
+        self._settle()
+        self._changed.set()
+
+    def _settle(self) -> None:
+        """Brings routes, memory and states in line with what is published and loaded."""
+        for key, version in self._published.items():
+            if version.default and key in self._loaded:
+                self._answering[version.model] = self._loaded[key]
+        wanted = set(self._wanted())
+        for key in self._loaded.keys() - wanted:
+            self._unload(key)
+        for key in self._status.keys() - self._published.keys():
+            del self._status[key]
+            self._failures.pop(key, None)
+        for key in self._published:
+            if key not in wanted:
+                self._status[key] = VersionStatus(state=VersionState.UNLOADED)
+            elif self.status(*key).state is VersionState.UNLOADED:
+                self._status[key] = VersionStatus(state=VersionState.LOADING)
+        if self._first is not None:
+            self._first = {key for key in self._first & self._published.keys() if self._is_loading(key)}
+
+    def _wanted(self) -> list[Key]:
+        answering = {model: int(deployment.version) for model, deployment in self._answering.items()}
+        return wanted(self._published.values(), answering, self._is_loading)
+
+    def _is_loading(self, key: Key) -> bool:
+        return self.status(*key).state is VersionState.LOADING
+
+    async def _load_wanted(self) -> None:
+        """Loads what is wanted and not there, one version at a time."""
+        while True:
+            key = next((key for key in self._wanted() if self._due(key)), None)
+            if key is None:
+                await self._changed.wait()
+                self._changed.clear()
+            else:
+                await self._try_to_load(self._published[key])
+
+    def _due(self, key: Key) -> bool:
+        failure = self._failures.get(key)
+        waited = failure is None or failure.retry_at_s <= time.monotonic()
+        return key not in self._loaded and key in self._published and waited
+
+    async def _try_to_load(self, version: Version) -> None:
+        key = (version.model, version.number)
+        try:
+            loaded = await asyncio.to_thread(self._load, version)
+        except Exception as error:  # noqa: BLE001 - whatever stops one version must not stop the others
+            self._note_failure(key, error)
+        else:
+            self._failures.pop(key, None)
+            self._install(version, loaded)
+        self._settle()
+
+    def _note_failure(self, key: Key, error: Exception) -> None:
+        attempts = self._failures[key].attempts + 1 if key in self._failures else 1
+        wait_s = min(RETRY_S * 2 ** (attempts - 1), _LONGEST_RETRY_S)
+        logger.error("version %d of %s could not be loaded", key[1], key[0], exc_info=error)
+        self._failures[key] = _Failure(attempts=attempts, retry_at_s=time.monotonic() + wait_s)
+        self._status[key] = VersionStatus(state=VersionState.FAILED, reason=str(error))
+
+    def _install(self, version: Version, loaded: Loaded) -> None:
+        """Puts a warm engine where requests find it."""
+        key, number = (version.model, version.number), str(version.number)
+        metrics = self._metrics.of(version.model, number)
+        batcher = Batcher(
+            loaded.engine,
+            limits=version.options.batching,
+            rules=loaded.rules,
+            metrics=metrics,
+        )
+        batcher.start()
+        self._loaded[key] = Deployment(
+            model=version.model,
+            version=number,
+            signature=loaded.signature,
+            precision=loaded.precision,
+            batcher=batcher,
+            metrics=metrics,
+        )
+        self._metrics.watch(
+            version.model,
+            number,
+            queue_rows=lambda: batcher.queue_rows,
+            inflight=lambda: batcher.inflight_requests,
+        )
+        self._status[key] = VersionStatus(
+            state=VersionState.REFUSED if loaded.refusal else VersionState.READY,
+            precision=loaded.precision,
+            reason=loaded.refusal,
+        )
+        logger.info("version %s of %s answers in %s", number, version.model, loaded.precision)
+
+    def _unload(self, key: Key) -> None:
+        """Takes a deployment out of the routes; its batcher answers what it has admitted and closes."""
+        deployment = self._loaded.pop(key)
+        if self._answering.get(deployment.model) is deployment:
+            del self._answering[deployment.model]
+        self._metrics.forget(deployment.model, deployment.version)
+        task = asyncio.get_running_loop().create_task(deployment.batcher.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        logger.info("version %s of %s is unloaded", deployment.version, deployment.model)
