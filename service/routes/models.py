@@ -56,7 +56,7 @@ async def get_report(request: Request, name: str, version: str) -> Response:
 
 @router.get("/{name}/versions/{version}/artifact")
 async def get_artifact(request: Request, name: str, version: str) -> Response:
-    """The ONNX file that the version serves: with quantize and dequantize nodes, or FP32 as it was asked for."""
+    """The ONNX file that the version serves: quantized, or FP32 where that was asked for."""
     context = _context(request)
     found = await _find(context, name, version)
     file = workspace.QUANTIZED if workspace.QUANTIZED in found.files else workspace.PREPARED
