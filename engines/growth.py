@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from engines.errors import UnsupportedModelError
+from engines.naming import label
 
 MAX_ELEMENTS = 2**29
 """Largest tensor that constants may ask for: 2 GiB of float32."""
@@ -22,16 +23,6 @@ MAX_RANK = 64
 _SHAPE_OPERAND = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1, "Reshape": 1}
 GROWING = frozenset({"ConstantOfShape", "Expand", "Tile", "Range"})
 """Operators that write more elements than they read, by the value of an operand."""
-
-
-def label(node: onnx.NodeProto, number: int | None = None) -> str:
-    """How messages call a node: `node 'conv1' (Conv)`; by its place or its output where it has no name."""
-    operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-    if node.name:
-        return f"node {node.name!r} ({operator})"
-    if number is not None:
-        return f"node number {number} ({operator}, without a name)"
-    return f"the {operator} node that writes {node.output[0] if node.output else ''!r}"
 
 
 def constant_tensors(graph: onnx.GraphProto) -> dict[str, TensorProto]:

@@ -1,37 +1,19 @@
 """A checked ONNX model with typed inputs and outputs."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import TensorProto, helper
 
 from engines.errors import InvalidModelError, UnsupportedModelError
-from engines.model_checks import MAX_TENSOR_BYTES, admit, default_opset
+from engines.model_checks import admit, default_opset
+from engines.model_signature import input_specs, output_specs
 from engines.tensors import TensorSpec
 
 MAX_MODEL_BYTES = 2**31 - 2**20
 """A protobuf message ends at 2 GiB; a little is left for what preparation adds."""
 
-_TAKEN_TYPES = frozenset(
-    {
-        TensorProto.FLOAT,
-        TensorProto.DOUBLE,
-        TensorProto.FLOAT16,
-        TensorProto.BFLOAT16,
-        TensorProto.BOOL,
-        TensorProto.INT8,
-        TensorProto.INT16,
-        TensorProto.INT32,
-        TensorProto.INT64,
-        TensorProto.UINT8,
-        TensorProto.UINT16,
-        TensorProto.UINT32,
-        TensorProto.UINT64,
-    }
-)
 _OTHER_FORMATS = {
     b"\x89PNG": "a PNG image",
     b"\xff\xd8\xff": "a JPEG image",
@@ -144,77 +126,5 @@ def _parse(content: bytes) -> onnx.ModelProto:
 
 
 def _typed(proto: onnx.ModelProto) -> Model:
-    initializers = {tensor.name for tensor in proto.graph.initializer}
-    inputs = _specs("input", (value for value in proto.graph.input if value.name not in initializers))
-    outputs = _specs("output", proto.graph.output)
-    if not inputs:
-        raise UnsupportedModelError(
-            "the model has no inputs (all of its graph inputs, if any, are initializers): export it with an"
-            " input."
-        )
-    if not outputs:
-        raise InvalidModelError("the model has no outputs: export it with at least one.")
-    _check_batch(inputs)
+    inputs, outputs = input_specs(proto.graph), output_specs(proto.graph)
     return Model(proto=proto, inputs=inputs, outputs=outputs, opset=default_opset(proto))
-
-
-def _specs(role: str, values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
-    return tuple(_spec(role, value) for value in values)
-
-
-def _spec(role: str, value: onnx.ValueInfoProto) -> TensorSpec:
-    kind = value.type.WhichOneof("value")
-    if kind is None:
-        raise InvalidModelError(f"{role} {value.name!r} has no type: declare its element type and shape.")
-    if kind != "tensor_type":
-        raise UnsupportedModelError(
-            f"{role} {value.name!r} is a {kind.removesuffix('_type').replace('_', ' ')}; octet takes tensors"
-            " only: split it into tensors when exporting."
-        )
-    tensor = value.type.tensor_type
-    if tensor.elem_type not in _TAKEN_TYPES:
-        known = tensor.elem_type in TensorProto.DataType.values()
-        seen = TensorProto.DataType.Name(tensor.elem_type).lower() if known else f"number {tensor.elem_type}"
-        raise UnsupportedModelError(
-            f"{role} {value.name!r} has the element type {seen}; octet takes floats of 16 to 64 bits,"
-            " integers of 8 to 64 bits and bool."
-        )
-    if not tensor.HasField("shape"):
-        raise UnsupportedModelError(
-            f"{role} {value.name!r} has no known shape: export the model with the rank of each {role}"
-            " declared."
-        )
-    if not tensor.shape.dim:
-        raise UnsupportedModelError(
-            f"{role} {value.name!r} is a scalar (shape []), so it has no batch axis: give it rows along axis"
-            " 0."
-        )
-    shape = tuple(_size(role, value.name, dim) for dim in tensor.shape.dim)
-    return TensorSpec(name=value.name, dtype=helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape=shape)
-
-
-def _size(role: str, name: str, dim: onnx.TensorShapeProto.Dimension) -> int | None:
-    # Some exporters write a free dimension as -1 instead of leaving it unset or naming it.
-    if not dim.HasField("dim_value") or dim.dim_value < 0:
-        return None
-    if dim.dim_value == 0:
-        raise UnsupportedModelError(
-            f"{role} {name!r} has a dimension of size 0, so it holds no values: name the dimension if it is"
-            " meant to be free."
-        )
-    if dim.dim_value > MAX_TENSOR_BYTES:
-        raise UnsupportedModelError(
-            f"{role} {name!r} has a dimension of size {dim.dim_value}; octet takes tensors of at most"
-            f" {MAX_TENSOR_BYTES} bytes."
-        )
-    return dim.dim_value
-
-
-def _check_batch(inputs: tuple[TensorSpec, ...]) -> None:
-    fixed = {spec.name: spec.fixed_rows for spec in inputs if spec.fixed_rows is not None}
-    if len(set(fixed.values())) > 1:
-        seen = ", ".join(f"{name!r} {rows}" for name, rows in fixed.items())
-        raise UnsupportedModelError(
-            f"the inputs disagree on the number of rows along axis 0 ({seen}): octet batches every input"
-            " along axis 0, so export the model with the same or a free first dimension for each."
-        )

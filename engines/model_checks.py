@@ -14,9 +14,11 @@ import onnx.shape_inference
 from onnx import helper
 
 from engines.errors import InvalidModelError, UnsupportedModelError
-from engines.growth import check_growth, constant_tensors, label
+from engines.growth import check_growth, constant_tensors
 from engines.model_functions import inline_functions
+from engines.model_signature import input_specs
 from engines.model_structure import MAX_NODES, check_structure
+from engines.naming import label, quote
 
 OLDEST_OPSET = 11
 NEWEST_OPSET = onnx.defs.onnx_opset_version()
@@ -44,6 +46,7 @@ def admit(proto: onnx.ModelProto) -> None:
     _check_operators(proto)
     _drop_other_domains(proto)
     _check_names(proto.graph)
+    input_specs(proto.graph)
     _check_onnx_rules(proto)
     check_growth(proto.graph.node, constant_tensors(proto.graph))
     _infer_outputs(proto)
@@ -107,7 +110,7 @@ def _check_operators(proto: onnx.ModelProto) -> None:
             )
         else:
             raise UnsupportedModelError(
-                f"{label(node, number)} is a custom operator of the domain {node.domain!r}; octet takes"
+                f"{label(node, number)} is a custom operator of the domain {quote(node.domain)}; octet takes"
                 " standard ONNX operators only: export the model without custom or runtime-specific"
                 " operators."
             )
@@ -162,17 +165,26 @@ def _check_unique(what: str, names: Iterable[str]) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise InvalidModelError(f"{what} of the model have the same name {name!r}: names must be unique.")
+            raise InvalidModelError(
+                f"{what} of the model have the same name {quote(name)}: names must be unique."
+            )
         seen.add(name)
 
 
 def _check_onnx_rules(proto: onnx.ModelProto) -> None:
+    # The checker insists on shapes of outputs, which inference finds out later.
+    unshaped = [value.type.tensor_type for value in proto.graph.output if value.type.HasField("tensor_type")]
+    unshaped = [tensor for tensor in unshaped if not tensor.HasField("shape")]
+    for tensor in unshaped:
+        tensor.shape.SetInParent()
     try:
         onnx.checker.check_model(proto)
     except (onnx.checker.ValidationError, RuntimeError, ValueError, TypeError) as error:
         raise InvalidModelError(
             f"the model breaks a rule of ONNX: {one_sentence(error)}. Export it again."
         ) from error
+    for tensor in unshaped:
+        tensor.ClearField("shape")
 
 
 def _infer_outputs(proto: onnx.ModelProto) -> None:
@@ -186,6 +198,7 @@ def _infer_outputs(proto: onnx.ModelProto) -> None:
     for value in bare.graph.output:
         if value.type.HasField("tensor_type"):
             value.type.tensor_type.ClearField("shape")
+    known = _name_free_dimensions(bare.graph)
     try:
         inferred = onnx.shape_inference.infer_shapes(bare, check_type=True, strict_mode=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError, TypeError) as error:
@@ -196,7 +209,7 @@ def _infer_outputs(proto: onnx.ModelProto) -> None:
         check_tensor_size(value)
     del proto.graph.value_info[:]
     for declared, found in zip(proto.graph.output, inferred.graph.output, strict=True):
-        _merge_shape(declared, found)
+        _merge_shape(declared, found, known)
         check_tensor_size(declared)
 
 
@@ -218,18 +231,28 @@ def check_tensor_size(value: onnx.ValueInfoProto) -> None:
     if size_bytes > MAX_TENSOR_BYTES:
         shape = ", ".join("?" if size is None else str(size) for size in sizes)
         raise UnsupportedModelError(
-            f"tensor {value.name!r} [{shape}] would take {size_bytes} bytes; octet takes tensors of at most"
-            f" {MAX_TENSOR_BYTES} bytes: check the sizes in the model."
+            f"tensor {quote(value.name)} [{shape}] would take {size_bytes} bytes; octet takes tensors of at"
+            f" most {MAX_TENSOR_BYTES} bytes: check the sizes in the model."
         )
 
 
-def _merge_shape(declared: onnx.ValueInfoProto, found: onnx.ValueInfoProto) -> None:
+def _name_free_dimensions(graph: onnx.GraphProto) -> frozenset[str]:
+    """Names every free dimension of the inputs, so that it is recognised in the outputs; all their names."""
+    names: set[str] = set()
+    for value in graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            if not dim.HasField("dim_value") or dim.dim_value < 0:
+                dim.dim_param = dim.dim_param or f"free dimension {len(names)}"
+                names.add(dim.dim_param)
+    return frozenset(names)
+
+
+def _merge_shape(declared: onnx.ValueInfoProto, found: onnx.ValueInfoProto, known: frozenset[str]) -> None:
     if not (declared.type.HasField("tensor_type") and found.type.tensor_type.HasField("shape")):
         return
-    shape = found.type.tensor_type.shape
-    old = declared.type.tensor_type.shape
-    if len(old.dim) == len(shape.dim):
-        for dim, old_dim in zip(shape.dim, old.dim, strict=True):
-            if not dim.HasField("dim_value") and old_dim.WhichOneof("value"):
-                dim.CopyFrom(old_dim)
+    shape, old = found.type.tensor_type.shape, declared.type.tensor_type.shape
+    same_rank = len(old.dim) == len(shape.dim)
+    for axis, dim in enumerate(shape.dim):
+        if same_rank and not dim.HasField("dim_value") and dim.dim_param not in known:
+            dim.CopyFrom(old.dim[axis])
     declared.type.tensor_type.shape.CopyFrom(shape)

@@ -11,6 +11,7 @@ import onnx
 import onnx.inliner
 
 from engines.errors import InvalidModelError, UnsupportedModelError
+from engines.naming import quote
 
 _Key = tuple[str, str, str]
 
@@ -29,24 +30,19 @@ def inline_functions(proto: onnx.ModelProto, *, max_nodes: int) -> None:
         inlined = onnx.inliner.inline_local_functions(proto, convert_version=True)
     except (RuntimeError, ValueError, TypeError) as error:
         raise UnsupportedModelError(
-            f"the model's {len(proto.functions)} local functions cannot be inlined ({error}): export the"
-            " model with its functions inlined."
+            f"the model's {len(proto.functions)} local functions cannot be inlined ({str(error)[:200]!r}):"
+            " export the model with its functions inlined."
         ) from error
     if inlined.functions:
         left = inlined.functions[0]
         raise UnsupportedModelError(
-            f"the local function {left.domain}.{left.name} cannot be inlined: export the model with its"
-            " functions inlined and with one opset throughout."
+            f"the local function {quote(f'{left.domain}.{left.name}')} cannot be inlined: export the model"
+            " with its functions inlined and with one opset throughout."
         )
     proto.CopyFrom(inlined)
 
 
-def local_functions(proto: onnx.ModelProto) -> frozenset[_Key]:
-    """What calls of the model's own functions look like: (domain, operator, overload)."""
-    return frozenset((f.domain, f.name, f.overload) for f in proto.functions)
-
-
-def call_key(node: onnx.NodeProto) -> _Key:
+def _call_key(node: onnx.NodeProto) -> _Key:
     """What a node calls: (domain, operator, overload)."""
     return (node.domain, node.op_type, node.overload)
 
@@ -55,8 +51,8 @@ def _check_expansion(proto: onnx.ModelProto, max_nodes: int) -> None:
     bodies = {(f.domain, f.name, f.overload): f.node for f in proto.functions}
     sizes: dict[_Key, int] = {}
     for key in _callees_first(bodies):
-        sizes[key] = sum(sizes.get(call_key(node), 1) for node in bodies[key])
-    total = sum(sizes.get(call_key(node), 1) for node in proto.graph.node)
+        sizes[key] = sum(sizes.get(_call_key(node), 1) for node in bodies[key])
+    total = sum(sizes.get(_call_key(node), 1) for node in proto.graph.node)
     if total > max_nodes:
         raise UnsupportedModelError(
             f"the model has {total} nodes once its functions are inlined; octet takes at most {max_nodes}."
@@ -64,12 +60,12 @@ def _check_expansion(proto: onnx.ModelProto, max_nodes: int) -> None:
 
 
 def _callees_first(bodies: dict[_Key, Iterable[onnx.NodeProto]]) -> list[_Key]:
-    calls = {key: {call_key(node) for node in nodes} & bodies.keys() for key, nodes in bodies.items()}
+    calls = {key: {_call_key(node) for node in nodes} & bodies.keys() for key, nodes in bodies.items()}
     try:
         return list(graphlib.TopologicalSorter(calls).static_order())
     except graphlib.CycleError as error:
         domain, name, _ = error.args[1][0]
         raise InvalidModelError(
-            f"the local function {domain}.{name} calls itself, directly or through others: ONNX functions"
-            " cannot recurse."
+            f"the local function {quote(f'{domain}.{name}')} calls itself, directly or through others: ONNX"
+            " functions cannot recurse."
         ) from error

@@ -1,13 +1,13 @@
 """The bare protobuf of an untrusted model: how much there is, how deep it nests, what its tensors hold."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import onnx
 from onnx import TensorProto, helper
 
 from engines.errors import InvalidModelError, UnsupportedModelError
-from engines.growth import label
+from engines.naming import label, quote
 
 MAX_NODES = 100_000
 MAX_GRAPH_DEPTH = 8
@@ -26,12 +26,13 @@ _COMPLEX = frozenset({TensorProto.COMPLEX64, TensorProto.COMPLEX128})
 
 
 def check_structure(proto: onnx.ModelProto) -> None:
-    """Counts nodes and nesting and looks at every tensor, however deep, functions and training included.
+    """Counts nodes and nesting and looks at every name and tensor, functions and training included.
 
     Raises:
-        InvalidModelError: a tensor does not hold what its type and shape declare.
+        InvalidModelError: a name is no text, or a tensor does not hold what its type and shape declare.
         UnsupportedModelError: too many nodes, too deep, a tensor kept in another file, or a sparse tensor.
     """
+    _check_text(entry.domain for entry in proto.opset_import)
     pending: list[tuple[_Body, int]] = [(proto.graph, 1), *((body, 1) for body in proto.functions)]
     for training in proto.training_info:
         pending += [(training.initialization, 1), (training.algorithm, 1)]
@@ -52,12 +53,13 @@ def check_structure(proto: onnx.ModelProto) -> None:
 
 
 def _check_body(body: _Body) -> list[onnx.GraphProto]:
-    """Checks the tensors of one graph and returns the graphs inside it."""
+    """Checks the names and tensors of one graph and returns the graphs inside it."""
+    _check_text(_names(body))
     if isinstance(body, onnx.GraphProto):
         for tensor in body.initializer:
-            _check_tensor(tensor, f"initializer {tensor.name!r}")
+            _check_tensor(tensor, f"initializer {quote(tensor.name)}")
         for sparse in body.sparse_initializer:
-            _refuse_sparse(sparse, f"initializer {sparse.values.name!r}")
+            _refuse_sparse(sparse, f"initializer {quote(sparse.values.name)}")
     inner: list[onnx.GraphProto] = []
     for where, attribute in _attributes(body):
         if attribute.HasField("t"):
@@ -74,13 +76,38 @@ def _check_body(body: _Body) -> list[onnx.GraphProto]:
     return inner
 
 
+def _check_text(names: Iterable[str | bytes]) -> None:
+    # protobuf hands out a string that is not UTF-8 as bytes.
+    for name in names:
+        if isinstance(name, bytes):
+            raise InvalidModelError(
+                f"the model holds a name that is not UTF-8 text ({name[:32]!r}): the file is damaged; export"
+                " the model again."
+            )
+
+
+def _names(body: _Body) -> Iterator[str | bytes]:
+    yield body.name
+    for node in body.node:
+        yield from (node.name, node.op_type, node.domain, node.overload, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
+    if isinstance(body, onnx.FunctionProto):
+        yield from (body.domain, body.overload, *body.input, *body.output)
+        yield from (entry.domain for entry in body.opset_import)
+        return
+    yield from (tensor.name for tensor in body.initializer)
+    for value in (*body.input, *body.output):
+        yield value.name
+        yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
+
+
 def _attributes(body: _Body) -> Iterator[tuple[str, onnx.AttributeProto]]:
     for number, node in enumerate(body.node):
         for attribute in node.attribute:
-            yield f"attribute {attribute.name!r} of {label(node, number)}", attribute
+            yield f"attribute {quote(attribute.name)} of {label(node, number)}", attribute
     if isinstance(body, onnx.FunctionProto):
         for attribute in body.attribute_proto:
-            yield f"attribute {attribute.name!r} of function {body.name!r}", attribute
+            yield f"attribute {quote(attribute.name)} of function {quote(body.name)}", attribute
 
 
 def _check_tensor(tensor: TensorProto, where: str) -> None:
