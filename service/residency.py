@@ -41,12 +41,12 @@ class VersionStatus:
 
 
 def wanted(
-    published: Iterable[Version], answering: Mapping[str, int], is_loading: Callable[[Key], bool]
+    published: Iterable[Version], answering: Mapping[str, int], has_failed: Callable[[Key], bool]
 ) -> list[Key]:
     """The versions to have in memory, in the order to load them.
 
     That is every model's default; the version that answers for a model (`answering`) until its default takes
-    over, even one that was deleted while the default is loading; and each model's newest others.
+    over, even one that was deleted meanwhile unless the default has failed; and each model's newest others.
     """
     newest = sorted(published, key=lambda version: -version.number)
     defaults = {version.model: version.number for version in newest if version.default}
@@ -56,7 +56,7 @@ def wanted(
     stand_ins = [
         (model, number)
         for model, number in answering.items()
-        if model in defaults and (number in numbers[model] or is_loading((model, defaults[model])))
+        if model in defaults and (number in numbers[model] or not has_failed((model, defaults[model])))
     ]
     others = [
         (model, number)

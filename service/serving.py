@@ -51,8 +51,18 @@ class _Failure:
 class Deployments:
     """The versions that this server serves. Lives in one event loop."""
 
-    def __init__(self, *, catalog: Catalog, metrics: Metrics, load: Callable[[Version], Loaded]) -> None:
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        metrics: Metrics,
+        load: Callable[[Version], Loaded],
+        poll_s: float = POLL_S,
+        retry_s: float = RETRY_S,
+    ) -> None:
         """`load` gives a warm engine of a version; it is called in a thread, one version at a time."""
+        self._poll_s = poll_s
+        self._retry_s = retry_s
         self._catalog = catalog
         self._metrics = metrics
         self._load = load
@@ -107,7 +117,7 @@ class Deployments:
         if version is None:
             deployment = self._answering.get(model)
         else:
-            deployment = self._loaded.get((model, int(version))) if version.isdecimal() else None
+            deployment = self._loaded.get((model, _number(version)))
         return deployment if deployment is not None else self._missing(model, version)
 
     def ready_versions(self, model: str) -> list[str]:
@@ -122,14 +132,14 @@ class Deployments:
         """Raises the error that says why nothing answers."""
         numbers = sorted(number for name, number in self._published if name == model)
         if not numbers:
-            raise NotFoundError(f"there is no model '{model}'; upload it to /v1/models/{model}/builds.")
+            raise NotFoundError(f"there is no model '{model[:80]}'; GET /v1/models lists those that there are.")
         if version is None:
             number = next((n for n in numbers if self._published[model, n].default), numbers[-1])
-        elif not version.isdecimal() or int(version) not in numbers:
-            known = ", ".join(map(str, numbers))
-            raise NotFoundError(f"model '{model}' has no version '{version}'; it has {known}.")
         else:
-            number = int(version)
+            number = _number(version)
+        if number not in numbers:
+            known = ", ".join(map(str, numbers))
+            raise NotFoundError(f"model '{model}' has no version '{version[:80]}'; it has {known}.")
         status = self.status(model, number)
         why = f": {status.reason}" if status.reason else ""
         raise NotReadyError(f"version {number} of model '{model}' is {status.state}{why}; try again later.")
@@ -146,7 +156,7 @@ class Deployments:
                 logger.exception("the catalog could not be read; what is loaded goes on answering")
             if any(failure.retry_at_s <= time.monotonic() for failure in self._failures.values()):
                 self._changed.set()
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(self._poll_s)
 
     def _publish(self, versions: list[Version]) -> None:
         """Takes over what the catalog says."""
@@ -177,10 +187,13 @@ class Deployments:
 
     def _wanted(self) -> list[Key]:
         answering = {model: int(deployment.version) for model, deployment in self._answering.items()}
-        return wanted(self._published.values(), answering, self._is_loading)
+        return wanted(self._published.values(), answering, self._has_failed)
 
     def _is_loading(self, key: Key) -> bool:
         return self.status(*key).state is VersionState.LOADING
+
+    def _has_failed(self, key: Key) -> bool:
+        return self.status(*key).state is VersionState.FAILED
 
     async def _load_wanted(self) -> None:
         """Loads what is wanted and not there, one version at a time."""
@@ -210,7 +223,7 @@ class Deployments:
 
     def _note_failure(self, key: Key, error: Exception) -> None:
         attempts = self._failures[key].attempts + 1 if key in self._failures else 1
-        wait_s = min(RETRY_S * 2 ** (attempts - 1), _LONGEST_RETRY_S)
+        wait_s = min(self._retry_s * 2 ** (attempts - 1), _LONGEST_RETRY_S)
         logger.error("version %d of %s could not be loaded", key[1], key[0], exc_info=error)
         self._failures[key] = _Failure(attempts=attempts, retry_at_s=time.monotonic() + wait_s)
         self._status[key] = VersionStatus(state=VersionState.FAILED, reason=str(error))
@@ -240,6 +253,12 @@ class Deployments:
             queue_rows=lambda: batcher.queue_rows,
             inflight=lambda: batcher.inflight_requests,
         )
+        self._metrics.quality(
+            version.model,
+            number,
+            sqnr_db=version.summary.get("sqnr_db"),
+            speedup=version.summary.get("speedup"),
+        )
         self._status[key] = VersionStatus(
             state=VersionState.REFUSED if loaded.refusal else VersionState.READY,
             precision=loaded.precision,
@@ -257,3 +276,9 @@ class Deployments:
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
         logger.info("version %s of %s is unloaded", deployment.version, deployment.model)
+
+
+def _number(version: str) -> int:
+    """The number that a client means, or -1, which no version has."""
+    # No version was ever longer, and Python refuses to read numbers without end.
+    return int(version) if version.isascii() and version.isdecimal() and len(version) < 10 else -1
