@@ -33,6 +33,13 @@ INTERNAL = "build.internal"
 OUT_OF_MEMORY = "build.memory"
 
 
+def plan(_arguments: Mapping[str, Any], _progress: Progress) -> list[dict[str, Any]]:
+    """The phases of a build, with the workspace names or prefixes of the files that each writes."""
+    from engines.pipeline import PHASES  # noqa: PLC0415 - native libraries load when they are needed
+
+    return [{"name": known.name, "outputs": list(known.outputs)} for known in PHASES]
+
+
 def phase(arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Runs one phase of a build in the folder `workspace`."""
     from engines.pipeline import PHASES  # noqa: PLC0415 - native libraries load when they are needed
@@ -58,7 +65,7 @@ def load_check(arguments: Mapping[str, Any], progress: Progress) -> dict[str, An
         return {"precision": loaded.precision, "refusal": loaded.refusal, "batchable": loaded.batchable}
 
 
-FUNCTIONS: Mapping[str, Function] = {"load_check": load_check, "phase": phase}
+FUNCTIONS: Mapping[str, Function] = {"load_check": load_check, "phase": phase, "plan": plan}
 """All that a child can be asked to do."""
 
 
@@ -66,6 +73,7 @@ def main(functions: Mapping[str, Function] = FUNCTIONS) -> None:
     """Serves calls until the other end closes the pipe."""
     end_with_parent()
     _limit_files(int(os.environ.get("OCTET_FILE_BYTES", "0")))
+    os.nice(int(os.environ.get("OCTET_NICENESS", "0")))
     requests, responses = (int(argument) for argument in sys.argv[1:3])
     with os.fdopen(requests, "rb") as calls, os.fdopen(responses, "wb", buffering=0) as answers:
         for line in calls:

@@ -1,0 +1,232 @@
+"""One run of a build in this process: phases in a sandbox, what they wrote into the store, then a version.
+
+Every step may be repeated: a worker that was killed in the middle of one runs it again from the files of the
+steps before. What a step learned is its return value, which the durable queue records (`service.workflow`).
+A failure that would come again is such a result, not an error: the build has ended, and the step says None.
+"""
+
+import logging
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypedDict, TypeVar
+
+from engines.errors import EngineError
+from engines.workspace import SAMPLES, UPLOADED_SAMPLES, Workspace
+from service.catalog import Build, Catalog
+from service.crashpoints import reached
+from service.errors import CancelledBuildError, SandboxCrashError, ServiceError
+from service.sandbox import Sandbox, Watch
+from service.storage import BlobStore
+
+logger = logging.getLogger(__name__)
+
+_REPORT_S = 0.2
+"""How often progress goes to the catalog, and word back whether the build still goes on."""
+_WEIGHTS = {"calibrate": 6.0, "verify": 3.0, "quantize": 2.0, "compile": 2.0}
+"""Rough share of a build's time that a phase takes; 1 for the others."""
+_NOT_PUBLISHED = (UPLOADED_SAMPLES, SAMPLES)
+"""Only a build reads the samples: a version does not keep them."""
+_UPLOAD = "upload/"
+_Result = TypeVar("_Result")
+
+
+class PhasePlan(TypedDict):
+    """A phase of a build, as the sandbox names it."""
+
+    name: str
+    # Workspace names, or prefixes that end in `/`, of the files that it writes.
+    outputs: list[str]
+
+
+class Outcome(TypedDict):
+    """What a finished phase leaves to the next ones."""
+
+    # Workspace name -> digest.
+    files: dict[str, str]
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Share:
+    """A part of the progress bar."""
+
+    before: float
+    size: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Builder:
+    """What every build needs."""
+
+    catalog: Catalog
+    store: BlobStore
+    # Holds the files of the builds going on; nothing in it outlives the worker.
+    folder: Path
+    sandbox: Callable[[], Sandbox]
+
+    def run(self, build_id: str) -> "BuildRun":
+        """Begins, or goes on with, a build."""
+        return BuildRun(self, build_id)
+
+    def clear(self) -> None:
+        """Removes what an earlier worker left."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class BuildRun:
+    """The steps of one build, in the order `plan`, `phase` ..., `publish`."""
+
+    def __init__(self, builder: Builder, build_id: str) -> None:
+        self._catalog = builder.catalog
+        self._store = builder.store
+        self._sandbox = builder.sandbox()
+        self._build_id = build_id
+        # A name of its own: the child of a worker that has just been killed may still be writing.
+        self._workspace = Workspace(builder.folder / f"{build_id}-{uuid.uuid4().hex[:8]}")
+        self._filled = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._sandbox.close()
+        shutil.rmtree(self._workspace.root, ignore_errors=True)
+
+    def plan(self) -> list[PhasePlan] | None:
+        """The phases that this build will go through."""
+
+        def ask() -> list[PhasePlan]:
+            plan: list[PhasePlan] = self._sandbox.call("plan", {}, what="the start of the build")
+            return plan
+
+        return self._guarded(ask)
+
+    def phase(self, plan: list[PhasePlan], number: int, files: Mapping[str, str]) -> Outcome | None:
+        """Runs phase `number` of the plan; `files` is what the phases before it wrote."""
+        phase = plan[number]
+        share = _share(plan, number)
+        if not self._catalog.begin_phase(self._build_id, phase["name"], share.before):
+            return None
+
+        def work() -> Outcome:
+            started = time.monotonic()
+            summary = self._attempt(phase["name"], files, share)
+            written = self._stored(phase["outputs"])
+            reached("phase.before_note")
+            self._catalog.finish_phase(
+                self._build_id, phase["name"], seconds=time.monotonic() - started, files=written
+            )
+            reached("phase.after_note")
+            return Outcome(files=written, summary=summary)
+
+        return self._guarded(work)
+
+    def publish(self, plan: list[PhasePlan], files: Mapping[str, str], summary: dict[str, Any]) -> int | None:
+        """Makes the result a version and returns its number; a second time, the same number."""
+        share = _share(plan, len(plan))
+        self._catalog.begin_phase(self._build_id, "publish", share.before)
+
+        def work() -> int:
+            kept = {
+                name: digest
+                for name, digest in {**_uploaded(self._catalog.build(self._build_id)), **files}.items()
+                if not name.startswith(_NOT_PUBLISHED)
+            }
+            return self._catalog.publish(self._build_id, files=kept, summary=summary).number
+
+        return self._guarded(work)
+
+    def _guarded(self, work: Callable[[], _Result]) -> _Result | None:
+        """Turns the errors of a step into the end of the build."""
+        try:
+            return work()
+        except CancelledBuildError:
+            logger.info("build %s was cancelled", self._build_id)
+        except (EngineError, ServiceError) as error:
+            logger.info("build %s failed: %s", self._build_id, error)
+            self._catalog.fail(self._build_id, error=str(error), code=error.code)
+        return None
+
+    def _attempt(self, phase: str, files: Mapping[str, str], share: _Share) -> dict[str, Any]:
+        """Runs a phase; once more where its process died of a fault: memory that others took may be back."""
+        try:
+            return self._run(phase, files, share)
+        except SandboxCrashError as error:
+            logger.warning("build %s: %s It is tried once more.", self._build_id, error)
+            shutil.rmtree(self._workspace.root, ignore_errors=True)
+            self._filled = False
+            return self._run(phase, files, share)
+
+    def _run(self, phase: str, files: Mapping[str, str], share: _Share) -> dict[str, Any]:
+        build = self._catalog.build(self._build_id)
+        if not self._filled:
+            self._store.materialise({**_uploaded(build), **files}, self._workspace.root)
+            self._filled = True
+        arguments = {
+            "phase": phase,
+            "workspace": str(self._workspace.root),
+            "options": build.options.model_dump(mode="json"),
+        }
+        summary: dict[str, Any] = self._sandbox.call(
+            "phase",
+            arguments,
+            what=f"the phase {phase}",
+            watch=_Reporter(self._catalog, build.id, share).watch,
+        )
+        return summary
+
+    def _stored(self, outputs: Sequence[str]) -> dict[str, str]:
+        """Puts the files that a phase wrote into the store."""
+        names = [
+            name
+            for output in outputs
+            for name in self._workspace.list(output)
+            if name == output or output.endswith("/")
+        ]
+        return {name: self._store.put(self._workspace.path(name)) for name in names}
+
+
+class _Reporter:
+    """Brings progress to the catalog, now and then, and word back whether the build still goes on."""
+
+    def __init__(self, catalog: Catalog, build_id: str, share: _Share) -> None:
+        self._catalog = catalog
+        self._build_id = build_id
+        self._share = share
+        self._done = 0.0
+        self._next_at = time.monotonic()
+        self._goes_on = True
+
+    @property
+    def watch(self) -> Watch:
+        """What the sandbox is to report to and ask."""
+        return Watch(progress=self._progress, cancelled=self._cancelled)
+
+    def _progress(self, done: float) -> None:
+        self._done = min(1.0, max(self._done, done))
+
+    def _cancelled(self) -> bool:
+        now = time.monotonic()
+        if now >= self._next_at:
+            self._next_at = now + _REPORT_S
+            progress = self._share.before + self._done * self._share.size
+            self._goes_on = self._catalog.note_progress(self._build_id, progress)
+        return not self._goes_on
+
+
+def _share(plan: Sequence[PhasePlan], number: int) -> _Share:
+    """The part of the whole progress bar that phase `number` has; publishing comes after the plan."""
+    weights = [_WEIGHTS.get(phase["name"], 1.0) for phase in plan]
+    total = sum(weights) + 1.0
+    return _Share(before=sum(weights[:number]) / total, size=[*weights, 1.0][number] / total)
+
+
+def _uploaded(build: Build) -> dict[str, str]:
+    return {name: digest for name, digest in build.files.items() if name.startswith(_UPLOAD)}

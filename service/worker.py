@@ -1,0 +1,117 @@
+"""The worker: takes builds from the durable queue and carries them out. `python -m service.worker`."""
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+from service.builds import Builder
+from service.catalog import Catalog
+from service.errors import StartError
+from service.lifeline import end_with_parent
+from service.locks import exclusive
+from service.logs import configure_logging
+from service.sandbox import Limits, Sandbox
+from service.settings import Settings
+from service.storage import BlobStore
+from service.workflow import BuildQueue
+
+logger = logging.getLogger(__name__)
+
+_SWEEP_S = 0.2
+_GIVE_UP_S = 5.0
+_TIDY_S = 600.0
+_UNUSED_S = 3600.0
+"""A blob that nothing needs is kept so long: it may belong to an upload that is just being recorded."""
+_STALE_S = 24 * 3600.0
+"""A half-written file without a write for so long belongs to nobody."""
+_NICENESS = "10"
+"""Builds leave the processors to requests where both want them."""
+
+
+def main() -> None:
+    """Runs until SIGTERM.
+
+    Stopping is a crash on purpose: whatever goes on is durable, and the next worker goes on with it.
+    """
+    end_with_parent()
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    settings = Settings.load()
+    configure_logging("worker")
+    # An earlier worker whose supervisor was killed may need a moment to end: never run beside it.
+    with exclusive(settings.home / "worker.lock", wait_s=float("inf")):
+        run(settings)
+
+
+def run(settings: Settings) -> None:
+    """Works through the queue for ever."""
+    catalog = Catalog(settings.catalog_url)
+    store = BlobStore(settings.store_folder)
+    builder = Builder(
+        catalog=catalog, store=store, folder=settings.home / "work", sandbox=lambda: build_sandbox(settings)
+    )
+    builder.clear()
+    queue = BuildQueue(settings.queue_url, builder=builder, catalog=catalog)
+    queue.launch()
+    logger.info("ready for builds")
+    chores = [
+        _Chore(queue.sweep, every_s=_SWEEP_S),
+        _Chore(queue.give_up, every_s=_GIVE_UP_S),
+        _Chore(lambda: tidy(catalog, store), every_s=_TIDY_S),
+    ]
+    while True:
+        for chore in chores:
+            chore.run_if_due()
+        time.sleep(_SWEEP_S)
+
+
+def tidy(catalog: Catalog, store: BlobStore) -> None:
+    """Removes blobs that no version and no unfinished build needs, and what killed writers left."""
+    store.remove_stale(older_than_s=_STALE_S)
+    # Candidates first: what is recorded after they were listed is then seen to be needed.
+    candidates = list(store.digests(older_than_s=_UNUSED_S))
+    needed = catalog.digests()
+    for digest in candidates:
+        if digest not in needed:
+            store.delete(digest)
+
+
+def build_sandbox(settings: Settings) -> Sandbox:
+    """A sandbox for one build."""
+    limits = Limits(timeout_s=settings.build_timeout_s, memory_bytes=settings.build_memory_bytes)
+    environment = os.environ | {
+        "OCTET_THREADS": str(settings.threads),
+        "OCTET_ENGINE_CACHE": str(settings.engine_cache),
+        "OCTET_NICENESS": _NICENESS,
+        # A read-only installation has no place for it beside the code.
+        "NUMBA_CACHE_DIR": str(settings.home / "numba"),
+    }
+    return Sandbox(limits, environment=environment)
+
+
+class _Chore:
+    """Something to be done every now and then, of which a failure must not end the worker."""
+
+    def __init__(self, work: Callable[[], None], *, every_s: float) -> None:
+        self._work = work
+        self._every_s = every_s
+        self._due_at = time.monotonic()
+
+    def run_if_due(self) -> None:
+        if time.monotonic() < self._due_at:
+            return
+        self._due_at = time.monotonic() + self._every_s
+        try:
+            self._work()
+        except Exception:
+            logger.exception("a chore of the worker failed; it is tried again in %g s", self._every_s)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except StartError as error:
+        sys.exit(f"octet: {error}")
