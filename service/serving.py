@@ -132,12 +132,10 @@ class Deployments:
         """Raises the error that says why nothing answers."""
         numbers = sorted(number for name, number in self._published if name == model)
         if not numbers:
-            raise NotFoundError(f"there is no model '{model[:80]}'; GET /v1/models lists those that there are.")
+            raise NotFoundError(f"there is no model '{model[:80]}'; GET /v1/models lists all.")
         if version is None:
             number = next((n for n in numbers if self._published[model, n].default), numbers[-1])
-        else:
-            number = _number(version)
-        if number not in numbers:
+        elif (number := _number(version)) not in numbers:
             known = ", ".join(map(str, numbers))
             raise NotFoundError(f"model '{model}' has no version '{version[:80]}'; it has {known}.")
         status = self.status(model, number)

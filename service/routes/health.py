@@ -3,6 +3,7 @@
 Answers are 200 or an error, and readiness has a JSON body with `ready`: clients rely on both.
 """
 
+from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 
 from fastapi import APIRouter, Request, Response
@@ -23,7 +24,7 @@ EXTENSIONS: tuple[str, ...] = ()
 @router.get("")
 async def server_metadata() -> Response:
     """Name, version and protocol extensions of the server."""
-    return json_response({"name": NAME, "version": installed_version(NAME), "extensions": EXTENSIONS})
+    return json_response({"name": NAME, "version": _version(), "extensions": EXTENSIONS})
 
 
 @router.get("/health/live")
@@ -61,6 +62,14 @@ async def model_ready(request: Request, name: str) -> Response:
 async def version_ready(request: Request, name: str, version: str) -> Response:
     """Whether a version answers: 200, 503 while it does not, 404 for an unknown one."""
     return _ready(request, name, version)
+
+
+def _version() -> str:
+    try:
+        return installed_version(NAME)
+    except PackageNotFoundError:
+        # Run from a checkout that nobody installed.
+        return "0+source"
 
 
 def _metadata(request: Request, name: str, version: str | None) -> Response:
