@@ -9,16 +9,19 @@ class Setting(enum.StrEnum):
     ORT_MINMAX = "onnxruntime S8S8 MinMax"
     ORT_ENTROPY = "onnxruntime S8S8 Entropy"
     ORT_PERCENTILE = "onnxruntime S8S8 Percentile"
+    ORT_SYMMETRIC = "onnxruntime S8S8 MinMax, symmetric"
+    """The only one whose files TensorRT takes: no zero points, so half the grid is idle after a ReLU."""
     ORT_U8S8 = "onnxruntime U8S8 MinMax, MatMul only"
     """The setting that onnxruntime's guide names for transformers on x86."""
     NNCF_DEFAULT = "NNCF default"
     NNCF_TRANSFORMER = "NNCF model_type=TRANSFORMER"
-    """SmoothQuant, and asymmetric activations outside of attention."""
+    """SmoothQuant, and asymmetric activations."""
+    NNCF_TRANSFORMER_SYMMETRIC = "NNCF model_type=TRANSFORMER, symmetric"
 
     @property
     def distribution(self) -> str:
         """The package that must be installed for it."""
-        return "nncf" if self in {Setting.NNCF_DEFAULT, Setting.NNCF_TRANSFORMER} else "onnxruntime"
+        return "nncf" if self.name.startswith("NNCF") else "onnxruntime"
 
     @property
     def ending(self) -> str:

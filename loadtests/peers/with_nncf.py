@@ -6,6 +6,9 @@ import openvino
 from loadtests.peers.job import Job, carry_out
 from loadtests.peers.settings import Setting
 
+# None leaves the choice to NNCF.
+_PRESETS = {Setting.NNCF_TRANSFORMER_SYMMETRIC: nncf.QuantizationPreset.PERFORMANCE}
+
 
 def quantize(job: Job) -> None:
     """All samples, one at a time, as its documentation asks."""
@@ -14,7 +17,8 @@ def quantize(job: Job) -> None:
         openvino.Core().read_model(job.model),
         nncf.Dataset(rows),
         subset_size=len(rows),
-        model_type=nncf.ModelType.TRANSFORMER if job.setting is Setting.NNCF_TRANSFORMER else None,
+        model_type=None if job.setting is Setting.NNCF_DEFAULT else nncf.ModelType.TRANSFORMER,
+        preset=_PRESETS.get(job.setting),
     )
     openvino.save_model(quantized, job.target, compress_to_fp16=False)
 

@@ -15,6 +15,7 @@ _METHODS = {
     Setting.ORT_MINMAX: quantization.CalibrationMethod.MinMax,
     Setting.ORT_ENTROPY: quantization.CalibrationMethod.Entropy,
     Setting.ORT_PERCENTILE: quantization.CalibrationMethod.Percentile,
+    Setting.ORT_SYMMETRIC: quantization.CalibrationMethod.MinMax,
     Setting.ORT_U8S8: quantization.CalibrationMethod.MinMax,
 }
 
@@ -44,6 +45,7 @@ def quantize(job: Job) -> None:
             activation_type=quantization.QuantType.QUInt8 if unsigned else quantization.QuantType.QInt8,
             weight_type=quantization.QuantType.QInt8,
             calibrate_method=_METHODS[job.setting],
+            extra_options={"ActivationSymmetric": job.setting is Setting.ORT_SYMMETRIC},
         )
 
 

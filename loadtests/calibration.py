@@ -1,0 +1,165 @@
+"""What calibration costs, beside a plain forward pass and beside onnxruntime's own calibrator, in one run.
+
+`python -m loadtests.calibration` calibrates a network of ResNet-50's size by entropy. Each measurement runs
+in a process of its own, so that its peak memory is its own. octet's goes from the uploaded samples to the
+thresholds; only the calibration is timed.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engines import pipeline
+from engines.options import BuildOptions, CalibrationMethod
+from engines.runtimes.reference import ReferenceSession
+from engines.samples import SampleSet
+from engines.workspace import SAMPLES, UPLOADED_MODEL, UPLOADED_SAMPLES, Workspace
+from loadtests.peers.environment import ROOT, PeerEnvironment, PeerError
+from loadtests.peers.settings import Setting
+from loadtests.resnet50 import write_resnet50
+
+# Uploaded rows; the calibration split holds about half of them. Memory is compared between the two.
+FEW_ROWS, MANY_ROWS = 64, 1024
+# onnxruntime keeps every activation of every row, about 120 MB each: it is given few, and the cost of a row
+# is the difference between two runs, without what it spends once.
+PEER_ROWS = (8, 24)
+MODEL = "resnet50.onnx"
+FORWARD_ROWS = 96
+FORWARD_BATCH_ROWS = 8
+THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def images(rows: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """[rows, 3, 224, 224] of blurred noise with unit deviation."""
+    coarse = np.random.default_rng(8).standard_normal((rows, 3, 56, 56), dtype=np.float32)
+    return coarse.repeat(4, axis=2).repeat(4, axis=3)
+
+
+def write_inputs(folder: Path) -> dict[str, Any]:
+    """The network and every sample file; in a process of its own because children inherit the peak memory."""
+    write_resnet50(folder / MODEL)
+    for rows in (FEW_ROWS, MANY_ROWS, *PEER_ROWS):
+        np.savez(folder / f"{rows}.npz", image=images(rows))
+    return {}
+
+
+def forward(model: Path, rows: int) -> dict[str, Any]:
+    """The plain forward pass of the FP32 reference, in onnxruntime."""
+    session = ReferenceSession(model, threads=THREADS)
+    batch = {"image": images(FORWARD_BATCH_ROWS)}
+    session.run(batch)
+    start = time.perf_counter()
+    for _ in range(rows // FORWARD_BATCH_ROWS):
+        session.run(batch)
+    return {"wall_s": time.perf_counter() - start, "rows": rows}
+
+
+def octet(model: Path, rows: int) -> dict[str, Any]:
+    """Validates and prepares an upload of `rows` rows, then times its calibration, thresholds included."""
+    with tempfile.TemporaryDirectory(dir=model.parent) as folder:
+        workspace = Workspace(Path(folder))
+        workspace.path(UPLOADED_MODEL).hardlink_to(model)
+        workspace.path(f"{UPLOADED_SAMPLES}0.npz").hardlink_to(model.parent / f"{rows}.npz")
+        options = BuildOptions(calibration=CalibrationMethod.ENTROPY)
+        pipeline.validate(workspace, options, _ignore)
+        pipeline.prepare(workspace, options, _ignore)
+        observed = SampleSet.open(workspace.root / SAMPLES).split().calibrate.rows
+        start = time.perf_counter()
+        pipeline.calibrate(workspace, options, _ignore)
+        return {"wall_s": time.perf_counter() - start, "rows": observed}
+
+
+def _ignore(progress: float) -> None:
+    """Nobody watches the progress here."""
+
+
+def in_own_process(kind: str, path: Path, rows: int) -> dict[str, Any]:
+    """One measurement and its peak memory."""
+    result = subprocess.run(
+        [sys.executable, "-m", "loadtests.calibration", "--measure", kind, str(path), str(rows)],
+        cwd=ROOT,
+        env=os.environ | {"OCTET_THREADS": str(THREADS)},
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    answer: dict[str, Any] = json.loads(result.stdout.strip().splitlines()[-1])
+    return answer
+
+
+def peer_ms(model: Path) -> float:
+    """Milliseconds a row of onnxruntime's `quantize_static` by entropy.
+
+    Raises:
+        PeerError: it could not be installed, or failed.
+    """
+    peers = PeerEnvironment(ROOT / ".octet-bench" / "peers")
+    if reason := peers.missing.get("onnxruntime"):
+        raise PeerError(f"not installed: {reason}")
+    spent_s = []
+    for rows in PEER_ROWS:
+        job = {
+            "setting": Setting.ORT_ENTROPY,
+            "model": str(model),
+            "samples": str(model.parent / f"{rows}.npz"),
+            "target": str(model.parent / "peer.onnx"),
+        }
+        spent_s.append(peers.run("loadtests.peers.with_onnxruntime", job)["wall_s"])
+    return float(1000 * (spent_s[1] - spent_s[0]) / (PEER_ROWS[1] - PEER_ROWS[0]))
+
+
+def compare(folder: Path) -> None:
+    """Measures everything and prints the figures with their bars."""
+    model = folder / MODEL
+    in_own_process("inputs", folder, 0)
+    before = in_own_process("forward", model, FORWARD_ROWS)
+    few = in_own_process("octet", model, FEW_ROWS)
+    many = in_own_process("octet", model, MANY_ROWS)
+    after = in_own_process("forward", model, FORWARD_ROWS)
+    forward_ms = 1000 * (before["wall_s"] + after["wall_s"]) / (before["rows"] + after["rows"])
+    ours_ms = 1000 * many["wall_s"] / many["rows"]
+    print(f"plain FP32 forward      {forward_ms:8.1f} ms a sample")
+    print(f"octet, entropy          {ours_ms:8.1f} ms a sample over {many['rows']} samples")
+    print(f"  against the forward   {ours_ms / forward_ms:8.2f} times (bar: at most 2)")
+    try:
+        theirs_ms = peer_ms(model)
+        print(f"onnxruntime, entropy    {theirs_ms:8.1f} ms a sample")
+        print(f"  against octet         {theirs_ms / ours_ms:8.1f} times (bar: at least 10)")
+    except PeerError as error:
+        print(f"onnxruntime, entropy    {error}")
+    for run in (few, many):
+        print(f"octet's peak memory     {run['peak_bytes'] / 1e6:8.0f} MB with {run['rows']} samples")
+    growth_mb = (many["peak_bytes"] - few["peak_bytes"]) / 1e6
+    print(f"  growth                {growth_mb:8.0f} MB (bar: at most 300)")
+
+
+def main() -> None:
+    """Runs the comparison, or, in a child, one measurement."""
+    parser = argparse.ArgumentParser(description="Measures calibration.")
+    parser.add_argument("--measure", nargs=3, metavar=("KIND", "PATH", "ROWS"), help=argparse.SUPPRESS)
+    if (asked := parser.parse_args().measure) is None:
+        with tempfile.TemporaryDirectory() as folder:
+            compare(Path(folder))
+        return
+    kind, path, rows = asked
+    if kind == "inputs":
+        answer = write_inputs(Path(path))
+    else:
+        answer = {"forward": forward, "octet": octet}[kind](Path(path), int(rows))
+    # Kilobytes on Linux, bytes on macOS.
+    unit_bytes = 1 if sys.platform == "darwin" else 1024
+    answer["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()
