@@ -21,8 +21,8 @@ from service.settings import Settings
 # How long admitted requests may take after a signal; connections that are still open then are cut. Less than
 # the supervisor's own patience.
 _GRACE_S = 20
-# Seconds for which a thread keeps the interpreter while another waits. With Python's 5 ms an engine could wait
-# as long, after each batch, for a busy event loop.
+# Seconds for which a thread keeps the interpreter while another waits. With Python's 5 ms an engine could
+# wait as long, after each batch, for a busy event loop.
 _SWITCH_S = 0.0005
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engines.errors import EngineError
-from service.errors import BadRequestError, NotFoundError, ServiceError, TooLargeError
+from service.errors import BadRequestError, ServiceError, TooLargeError
 from service.metrics import Metrics, Outcome
 from service.protocol import decode, encode
 from service.queue import DepartedError
@@ -28,8 +28,6 @@ Headers = list[tuple[bytes, bytes]]
 _PREFIX = "/v2/models/"
 _SUFFIX = "/infer"
 _CONTENT_TYPE = (b"content-type", JSON.encode())
-# What follows an answer given before the whole body was read.
-_CLOSE = (b"connection", b"close")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +59,11 @@ class _Answer:
 
 
 class InferenceHandler:
-    """Answers inference requests and counts them."""
+    """Answers inference requests and counts them.
+
+    An answer given before the whole body was read leaves the connection open, and uvicorn drops the rest of the
+    body. Were it closed at once, a client that still sends would get a reset and never see why.
+    """
 
     def __init__(self, *, deployments: Deployments, metrics: Metrics, max_body_bytes: int) -> None:
         self._deployments = deployments
@@ -176,7 +178,7 @@ def _stays() -> bool:
 
 def _wrong_method(method: str) -> _Answer:
     body = error_body(f"inference does not take {method}; send POST.", "request.method_not_allowed")
-    return _Answer(status=405, body=body, headers=((b"allow", b"POST"), _CLOSE))
+    return _Answer(status=405, body=body, headers=((b"allow", b"POST"),))
 
 
 def _failure(error: Exception) -> _Answer:
@@ -184,9 +186,6 @@ def _failure(error: Exception) -> _Answer:
         logger.error("an inference request failed", exc_info=error)
     after_s = retry_after_s(error)
     headers = () if after_s is None else ((b"retry-after", str(after_s).encode()),)
-    if isinstance(error, TooLargeError | NotFoundError):
-        # The rest of the body is not wanted.
-        headers = (*headers, _CLOSE)
     return _Answer(status=status_of(error), body=body_of(error), headers=headers)
 
 
