@@ -84,7 +84,7 @@ class BuildRun:
     def __init__(self, builder: Builder, build_id: str) -> None:
         self._catalog = builder.catalog
         self._store = builder.store
-        self._sandbox = builder.sandbox()
+        self.sandbox = builder.sandbox()
         self._build_id = build_id
         # A name of its own: the child of a worker that has just been killed may still be writing.
         self._workspace = Workspace(builder.folder / f"{build_id}-{uuid.uuid4().hex[:8]}")
@@ -96,14 +96,16 @@ class BuildRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._sandbox.close()
+        self.sandbox.close()
         shutil.rmtree(self._workspace.root, ignore_errors=True)
 
     def plan(self) -> list[PhasePlan] | None:
         """The phases that this build will go through."""
+        if self._catalog.build(self._build_id).state.ended:
+            return None
 
         def ask() -> list[PhasePlan]:
-            plan: list[PhasePlan] = self._sandbox.call("plan", {}, what="the start of the build")
+            plan: list[PhasePlan] = self.sandbox.call("plan", {}, what="the start of the build")
             return plan
 
         return self._guarded(ask)
@@ -174,7 +176,7 @@ class BuildRun:
             "workspace": str(self._workspace.root),
             "options": build.options.model_dump(mode="json"),
         }
-        summary: dict[str, Any] = self._sandbox.call(
+        summary: dict[str, Any] = self.sandbox.call(
             "phase",
             arguments,
             what=f"the phase {phase}",

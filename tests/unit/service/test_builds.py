@@ -1,0 +1,214 @@
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.options import BuildOptions
+from engines.workspace import PREPARED, QUANTIZED, REPORT, UPLOADED_MODEL
+from service.builds import Builder, BuildRun
+from service.catalog import BuildState, Catalog, NewBuild, Version
+from service.sandbox import Limits, Sandbox
+from service.storage import BlobStore
+
+ROOT = Path(__file__).parents[3]
+
+
+def stand_in_sandbox() -> Sandbox:
+    return Sandbox(
+        Limits(timeout_s=30, memory_bytes=1 << 30),
+        environment={**os.environ, "PYTHONPATH": str(ROOT)},
+        module="tests.unit.service.stand_in_phases",
+    )
+
+
+@pytest.fixture
+def builder(tmp_path: Path) -> Iterator[Builder]:
+    catalog = Catalog(f"sqlite:///{tmp_path / 'catalog.db'}")
+    yield Builder(
+        catalog=catalog,
+        store=BlobStore(tmp_path / "store"),
+        folder=tmp_path / "work",
+        sandbox=stand_in_sandbox,
+    )
+    catalog.close()
+
+
+def accept(builder: Builder, upload: str, **options: Any) -> str:
+    with builder.store.writer() as writer:
+        writer.write(upload.encode())
+        digest = writer.commit()
+    files = {UPLOADED_MODEL: digest, "upload/samples-000.npz": digest}
+    new = NewBuild(model="m", fingerprint=upload, options=BuildOptions(**options), files=files)
+    return builder.catalog.accept(new)[0].id
+
+
+def carry_out(run: BuildRun) -> int | None:
+    """What the workflow does, without its records."""
+    plan = run.plan()
+    if plan is None:
+        return None
+    files: dict[str, str] = {}
+    summary: dict[str, Any] = {}
+    for number in range(len(plan)):
+        outcome = run.phase(plan, number, files)
+        if outcome is None:
+            return None
+        files |= outcome["files"]
+        summary |= outcome["summary"]
+    return run.publish(plan, files, summary)
+
+
+def published(builder: Builder) -> list[Version]:
+    return builder.catalog.versions()
+
+
+def test_carries_a_build_out_and_publishes_what_serving_needs(builder: Builder) -> None:
+    build_id = accept(builder, "model")
+    with builder.run(build_id) as run:
+        assert carry_out(run) == 1
+    build = builder.catalog.build(build_id)
+    assert build.state is BuildState.SUCCEEDED
+    assert (build.progress, build.version, build.error) == (1.0, 1, None)
+    assert list(build.timings) == ["validate", "calibrate", "verify"]
+    [version] = published(builder)
+    assert sorted(version.files) == sorted([UPLOADED_MODEL, PREPARED, QUANTIZED, REPORT, "validated.json"])
+    assert builder.store.path(version.files[QUANTIZED]).read_text() == "quantized model"
+    assert version.summary["last"] == "verify"
+
+
+def test_uses_one_child_for_all_phases_and_leaves_nothing_behind(builder: Builder) -> None:
+    build_id = accept(builder, "model")
+    with builder.run(build_id) as run:
+        carry_out(run)
+    summary = published(builder)[0].summary
+    assert summary["validate"] == summary["calibrate"] == summary["verify"]
+    assert not list(builder.folder.iterdir())
+    with pytest.raises(ProcessLookupError):
+        os.kill(summary["verify"], 0)
+
+
+def test_goes_on_in_another_process_from_the_files_of_the_phases_before(builder: Builder) -> None:
+    build_id = accept(builder, "model")
+    with builder.run(build_id) as run:
+        plan = run.plan()
+        assert plan is not None
+        first = run.phase(plan, 0, {})
+        assert first is not None
+        second = run.phase(plan, 1, first["files"])
+        assert second is not None
+    with builder.run(build_id) as run:
+        third = run.phase(plan, 2, first["files"] | second["files"])
+        assert third is not None
+    assert builder.store.path(third["files"][REPORT]).read_text() == '{"of": "quantized model"}'
+
+
+def test_repeating_a_phase_and_publishing_changes_nothing(builder: Builder) -> None:
+    build_id = accept(builder, "model")
+    with builder.run(build_id) as run:
+        plan = run.plan()
+        assert plan is not None
+        first = run.phase(plan, 0, {})
+    with builder.run(build_id) as run:
+        assert first is not None
+        again = run.phase(plan, 0, {})
+        assert again is not None
+        assert again["files"] == first["files"]
+        assert run.publish(plan, first["files"], {}) == 1
+        assert run.publish(plan, first["files"], {}) == 1
+    assert len(published(builder)) == 1
+
+
+def test_an_invalid_upload_fails_with_its_sentence_and_code(builder: Builder) -> None:
+    build_id = accept(builder, "invalid in calibrate")
+    with builder.run(build_id) as run:
+        assert carry_out(run) is None
+    build = builder.catalog.build(build_id)
+    assert build.state is BuildState.FAILED
+    assert (build.error, build.code) == ("the upload is no ONNX model.", "model.invalid")
+    assert build.phase == "calibrate"
+    assert not published(builder)
+
+
+def test_a_crash_that_does_not_come_again_is_survived(builder: Builder, tmp_path: Path) -> None:
+    build_id = accept(builder, f"crash once in calibrate {tmp_path / 'crashed'}")
+    with builder.run(build_id) as run:
+        assert carry_out(run) == 1
+    assert (tmp_path / "crashed").exists()
+
+
+def test_a_crash_that_comes_again_fails_the_build(builder: Builder) -> None:
+    build_id = accept(builder, "crash in verify")
+    with builder.run(build_id) as run:
+        assert carry_out(run) is None
+    build = builder.catalog.build(build_id)
+    assert build.state is BuildState.FAILED
+    assert build.code == "build.crashed"
+    assert build.error is not None
+    assert build.error.startswith("the phase verify crashed inside a native library with SIGSEGV")
+
+
+def test_cancelling_stops_native_work_within_two_seconds(builder: Builder) -> None:
+    build_id = accept(builder, "hang in calibrate")
+    cancelled_at: list[float] = []
+
+    def cancel_once_it_hangs() -> None:
+        while builder.catalog.build(build_id).phase != "calibrate":
+            time.sleep(0.01)
+        builder.catalog.cancel(build_id)
+        cancelled_at.append(time.monotonic())
+
+    thread = threading.Thread(target=cancel_once_it_hangs)
+    thread.start()
+    with builder.run(build_id) as run:
+        assert carry_out(run) is None
+        assert time.monotonic() - cancelled_at[0] < 2
+        assert run.sandbox.pid is None
+    thread.join()
+    assert builder.catalog.build(build_id).state is BuildState.CANCELLED
+
+
+def test_a_cancelled_build_is_not_begun(builder: Builder) -> None:
+    build_id = accept(builder, "model")
+    builder.catalog.cancel(build_id)
+    with builder.run(build_id) as run:
+        assert carry_out(run) is None
+        assert run.sandbox.pid is None
+    assert not published(builder)
+
+
+def test_a_build_cancelled_before_publishing_is_not_published(builder: Builder) -> None:
+    build_id = accept(builder, "model")
+    with builder.run(build_id) as run:
+        plan = run.plan()
+        assert plan is not None
+        builder.catalog.cancel(build_id)
+        assert run.publish(plan, {}, {}) is None
+    assert not published(builder)
+
+
+def test_progress_rises_through_the_phases(builder: Builder) -> None:
+    build_id = accept(builder, "model")
+    seen = []
+    with builder.run(build_id) as run:
+        plan = run.plan()
+        assert plan is not None
+        files: dict[str, str] = {}
+        for number in range(len(plan)):
+            outcome = run.phase(plan, number, files)
+            assert outcome is not None
+            files |= outcome["files"]
+            seen.append(builder.catalog.build(build_id).progress)
+    assert seen == sorted(seen)
+    assert 0 <= seen[0] < seen[-1] < 1
+
+
+def test_a_blob_that_changed_on_the_disk_fails_the_build(builder: Builder) -> None:
+    build_id = accept(builder, "model")
+    builder.store.path(builder.catalog.build(build_id).files[UPLOADED_MODEL]).write_text("other")
+    with builder.run(build_id) as run:
+        assert carry_out(run) is None
+    assert builder.catalog.build(build_id).code == "artifact.invalid"
