@@ -61,8 +61,8 @@ class _Answer:
 class InferenceHandler:
     """Answers inference requests and counts them.
 
-    An answer given before the whole body was read leaves the connection open, and uvicorn drops the rest of the
-    body. Were it closed at once, a client that still sends would get a reset and never see why.
+    An answer given before the whole body was read leaves the connection open, and uvicorn drops the rest of
+    the body. Were it closed at once, a client that still sends would get a reset and never see why.
     """
 
     def __init__(self, *, deployments: Deployments, metrics: Metrics, max_body_bytes: int) -> None:
