@@ -147,7 +147,8 @@ def metadata(specs: Mapping[str, TensorSpec]) -> list[dict[str, Any]]:
 
 def datatype(dtype: np.dtype[np.generic]) -> str:
     """The protocol's name of an element type; types that it lacks keep numpy's name in capitals."""
-    return NAMES.get(dtype, dtype.name.upper())
+    # Not as the default of `get`: numpy takes microseconds to make up the name of a type.
+    return NAMES.get(dtype) or dtype.name.upper()
 
 
 def _parse(body: bytes) -> dict[str, Any]:
