@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from engines.errors import EngineError
+from service.build_metrics import BuildCollector
 from service.catalog import Catalog, Version
 from service.context import Context
 from service.errors import ServiceError
@@ -52,6 +53,7 @@ def create_app(settings: Settings, *, load: Callable[[Version], Loaded] | None =
     """
     measured = Metrics()
     catalog, store = Catalog(settings.catalog_url), BlobStore(settings.store_folder)
+    measured.registry.register(BuildCollector(catalog))
     loader = VersionLoader(
         store=store,
         folder=settings.home / "serving",

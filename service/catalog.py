@@ -79,6 +79,18 @@ class Catalog:
         with self._read() as session:
             return [rows.to_build(row) for row in session.scalars(query)]
 
+    def counts(self) -> dict[BuildState, int]:
+        """How many builds are in each state."""
+        query = sa.select(BuildRow.state, sa.func.count()).group_by(BuildRow.state)
+        with self._read() as session:
+            return {BuildState(state): count for state, count in session.execute(query)}
+
+    def timings(self) -> list[dict[str, float]]:
+        """Seconds that each finished phase took, of every build that has ended."""
+        query = sa.select(BuildRow.timings).where(BuildRow.state.not_in(UNFINISHED))
+        with self._read() as session:
+            return list(session.scalars(query))
+
     def begin_phase(self, build_id: str, phase: str, progress: float) -> bool:
         """Notes that `phase` begins. False where the build has ended: nothing more may be done for it."""
         return self._advance(
