@@ -1,0 +1,95 @@
+"""The INT8 grid: how a real number becomes one of 256 codes and back.
+
+Symmetric quantization (Jacob et al. 2018, arXiv:1712.05877; ONNX operators QuantizeLinear and DequantizeLinear):
+
+    code = clip(round_half_to_even(x / scale), low, high)        x' = code * scale
+
+The zero point is always 0, which TensorRT demands, so 0.0 is represented exactly.
+"""
+
+import enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.tensors import Array
+
+ACTIVATION_LEVELS = 127
+"""Steps from 0 to the clipping threshold of an activation."""
+
+_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+"""Scales below the smallest normal float32 are flushed to zero by some kernels, and zero is no scale."""
+
+
+class WeightBits(enum.IntEnum):
+    """How many bits of INT8 the weights use."""
+
+    EIGHT = 8
+    """Codes -127 to 127."""
+    SEVEN = 7
+    """Codes -63 to 63: two products of 8-bit activations fit the 16-bit sums of processors without VNNI."""
+
+    @property
+    def levels(self) -> int:
+        """The largest code."""
+        return int(2 ** (self.value - 1) - 1)
+
+
+def activation_scale(threshold: float) -> np.float32:
+    """Scale that maps the clipping `threshold` to the largest code.
+
+    A tensor that was 0 throughout has no range to learn from: it gets the range 1, which is harmless while it
+    stays 0 and keeps a signal where it does not.
+    """
+    return np.float32(max((threshold or 1.0) / ACTIVATION_LEVELS, _SMALLEST_SCALE))
+
+
+def weight_scales(weights: NDArray[np.floating], axis: int, bits: WeightBits) -> NDArray[np.float32]:
+    """Scales per output channel, [weights.shape[axis]]: the channel's largest magnitude gets the largest code.
+
+    A channel of zeros gets the scale 1.
+    """
+    others = tuple(index for index in range(weights.ndim) if index != axis)
+    absmax = np.abs(weights).max(axis=others, initial=0.0).astype(np.float64)
+    scales = np.where(absmax > 0, absmax / bits.levels, 1.0)
+    return np.maximum(scales, _SMALLEST_SCALE).astype(np.float32)
+
+
+def quantize(
+    values: NDArray[np.floating], scale: NDArray[np.float32] | np.float32, *, low: int, high: int
+) -> NDArray[np.int8]:
+    """Codes of `values`; `scale` broadcasts against them, codes are clipped to low..high."""
+    codes: NDArray[np.int8] = np.clip(np.rint(values / scale), low, high).astype(np.int8)
+    return codes
+
+
+def dequantize(codes: NDArray[np.int8], scale: NDArray[np.float32] | np.float32) -> NDArray[np.float32]:
+    """The numbers that the codes stand for."""
+    return codes.astype(np.float32) * scale
+
+
+def quantize_weights(
+    weights: NDArray[np.floating], scales: NDArray[np.float32], axis: int, bits: WeightBits
+) -> NDArray[np.int8]:
+    """Codes of `weights` with one scale per index of `axis`, each rounded to the nearest."""
+    return quantize(weights, along(scales, axis, weights.ndim), low=-bits.levels, high=bits.levels)
+
+
+def along(scales: NDArray[np.float32], axis: int, rank: int) -> NDArray[np.float32]:
+    """The scales as an array of `rank` dimensions that broadcasts along `axis`."""
+    shape = [1] * rank
+    shape[axis] = -1
+    return scales.reshape(shape)
+
+
+def sqnr_db(reference: Array, candidate: Array) -> float:
+    """Signal to quantization noise, 10 log10(sum x^2 / sum (x - x')^2), in decibels.
+
+    Infinite where the two are equal; minus infinity where a zero signal is not reproduced.
+    """
+    exact = reference.astype(np.float64)
+    noise = float(np.sum((exact - candidate.astype(np.float64)) ** 2))
+    signal = float(np.sum(exact**2))
+    if noise == 0:
+        return float("inf")
+    return 10 * float(np.log10(signal / noise)) if signal > 0 else float("-inf")

@@ -1,0 +1,196 @@
+"""Which tensors of a model are quantized: TensorRT's rules for explicit quantization, as far as CNNs need them.
+
+Sources: NVIDIA, "Working with Quantized Types" (TensorRT documentation), and the placement of NVIDIA's Model
+Optimizer. A layer runs in INT8 when all that it multiplies comes through Q/DQ pairs, so:
+
+    Conv, ConvTranspose, Gemm and MatMul with constant weights: the activation, per tensor, and the weights, per
+    output channel. Their bias and their output stay floating.
+    A residual Add behind a convolution: only the other input. The convolution's own output reaches the Add
+    inside the fused kernel and never becomes 8 bits.
+    Everything else stays as it is: pooling, reshaping and concatenation commute with DQ, and the runtime moves
+    the pairs across them by itself.
+"""
+
+import enum
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import onnx
+from onnx import TensorProto
+
+from engines.model import Model
+
+SMALLEST_MATRIX = 16
+"""Matrix products with fewer rows or columns of weights stay floating: 8-bit kernels work on tiles of 16 and pad
+the rest, so nothing would be won."""
+
+
+class LayerKind(enum.StrEnum):
+    """Operators that have 8-bit kernels."""
+
+    CONV = "Conv"
+    CONV_TRANSPOSE = "ConvTranspose"
+    GEMM = "Gemm"
+    MATMUL = "MatMul"
+
+
+CONVOLUTIONS = frozenset({LayerKind.CONV, LayerKind.CONV_TRANSPOSE})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Use:
+    """One input of one node."""
+
+    # Name of the node; prepared models have unique ones.
+    node: str
+    # Which of its inputs.
+    index: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedActivation:
+    """A tensor that passes through one Q/DQ pair on its way to `uses`; other consumers keep reading floats."""
+
+    tensor: str
+    uses: tuple[Use, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedWeight:
+    """Constant weights stored as INT8, dequantized for one node."""
+
+    initializer: str
+    use: Use
+    # The output channels: each has a scale of its own.
+    axis: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkippedLayer:
+    """A layer with weights that stays floating."""
+
+    node: str
+    operator: str
+    # A clause for the report, for example "its weights are not constant".
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Every quantizer of a model."""
+
+    activations: tuple[QuantizedActivation, ...]
+    weights: tuple[QuantizedWeight, ...]
+    skipped: tuple[SkippedLayer, ...]
+
+
+def place(model: Model) -> Placement:
+    """Chooses what is quantized in a prepared model (nodes named, constants as initializers)."""
+    return _Placer(model.proto.graph).place()
+
+
+class _Placer:
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._graph = graph
+        self._constants: Mapping[str, TensorProto] = {tensor.name: tensor for tensor in graph.initializer}
+        self._producers = {output: node for node in graph.node for output in node.output}
+        self._types = {
+            value.name: value.type.tensor_type.elem_type
+            for value in (*graph.input, *graph.output, *graph.value_info)
+        }
+        self._uses: dict[str, list[Use]] = {}
+        self._weights: list[QuantizedWeight] = []
+        self._skipped: list[SkippedLayer] = []
+
+    def place(self) -> Placement:
+        for node in self._graph.node:
+            if node.op_type in LayerKind.__members__.values():
+                self._place_layer(node)
+            elif node.op_type == "Add":
+                self._place_residual(node)
+        return Placement(
+            activations=tuple(
+                QuantizedActivation(tensor=tensor, uses=tuple(uses)) for tensor, uses in self._uses.items()
+            ),
+            weights=tuple(self._weights),
+            skipped=tuple(self._skipped),
+        )
+
+    def _place_layer(self, node: onnx.NodeProto) -> None:
+        reason = self._reason_to_skip(node)
+        if reason is not None:
+            self._skipped.append(SkippedLayer(node=node.name, operator=node.op_type, reason=reason))
+            return
+        self._use(node, 0)
+        use = Use(node=node.name, index=1)
+        self._weights.append(QuantizedWeight(initializer=node.input[1], use=use, axis=output_axis(node)))
+
+    def _reason_to_skip(self, node: onnx.NodeProto) -> str | None:
+        activation, weights = node.input[0], self._constants.get(node.input[1])
+        if weights is None:
+            left = activation in self._constants
+            return "its constant stands on the left" if left else "its weights are not constant"
+        if not self._is_activation(activation):
+            return "its input is constant"
+        if {weights.data_type, self._types.get(activation, TensorProto.FLOAT)} != {TensorProto.FLOAT}:
+            return "it does not compute in float32"
+        return None if node.op_type in CONVOLUTIONS else _matrix_reason(node, weights)
+
+    def _place_residual(self, node: onnx.NodeProto) -> None:
+        """Quantizes the input of an Add that does not come straight from a convolution.
+
+        Where both do (a block whose shortcut is a convolution too), the one that is computed first: the other
+        takes it as the addend of its fused kernel.
+        """
+        if not all(self._is_activation(tensor) for tensor in node.input) or node.input[0] == node.input[1]:
+            return
+        straight = [index for index, tensor in enumerate(node.input) if self._is_convolution(tensor)]
+        if len(straight) == 1:
+            self._use(node, 1 - straight[0])
+        elif len(straight) == 2:
+            order = {output: place for place, other in enumerate(self._graph.node) for output in other.output}
+            self._use(node, min(straight, key=lambda index: order[node.input[index]]))
+
+    def _is_activation(self, tensor: str) -> bool:
+        return bool(tensor) and tensor not in self._constants
+
+    def _is_convolution(self, tensor: str) -> bool:
+        producer = self._producers.get(tensor)
+        return producer is not None and producer.op_type in CONVOLUTIONS
+
+    def _use(self, node: onnx.NodeProto, index: int) -> None:
+        self._uses.setdefault(node.input[index], []).append(Use(node=node.name, index=index))
+
+
+def output_axis(node: onnx.NodeProto) -> int:
+    """The axis of the weights that counts output channels.
+
+    ConvTranspose's weights are [C, M / groups, ...]: the groups share the scale of a channel.
+    """
+    match node.op_type:
+        case LayerKind.CONV:
+            return 0
+        case LayerKind.GEMM:
+            return 0 if _attribute(node, "transB") else 1
+        case _:
+            return 1
+
+
+def tensors(placement: Placement) -> Iterator[str]:
+    """The activations to observe, in graph order."""
+    return (activation.tensor for activation in placement.activations)
+
+
+def _matrix_reason(node: onnx.NodeProto, weights: TensorProto) -> str | None:
+    """Why a matrix product with constant weights stays floating, if it does."""
+    if len(weights.dims) != 2:
+        return f"its weights have {len(weights.dims)} dimensions"
+    if _attribute(node, "transA"):
+        return "its input is transposed"
+    if min(weights.dims) < SMALLEST_MATRIX:
+        return f"its weights are too small ({weights.dims[0]} x {weights.dims[1]}) to gain from 8 bits"
+    return None
+
+
+def _attribute(node: onnx.NodeProto, name: str) -> int:
+    return next((int(attribute.i) for attribute in node.attribute if attribute.name == name), 0)

@@ -1,0 +1,151 @@
+"""Writes a placement into the graph as explicit Q/DQ nodes, the form that every runtime reads.
+
+    activation -> QuantizeLinear -> INT8 -> DequantizeLinear -> its quantized consumers
+    weights as INT8 initializer -> DequantizeLinear (a scale per output channel) -> the layer
+
+Weights are stored as codes, a quarter of the size; a DequantizeLinear on a constant stands for the pair.
+Zero points are 0 and typed INT8, as TensorRT demands.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from engines.errors import UnsupportedModelError
+from engines.formats import WeightBits, activation_scale, quantize_weights, weight_scales
+from engines.model import Model, from_proto
+from engines.quantization.placement import Placement, QuantizedWeight
+from engines.tensors import Array
+
+FIRST_OPSET = 13
+"""QuantizeLinear has an axis since opset 13."""
+
+
+def quantize_model(
+    model: Model, placement: Placement, thresholds: Mapping[str, float], *, weight_bits: int
+) -> Model:
+    """The 8-bit model: `placement` with the clipping threshold of every activation it names.
+
+    Args:
+        model: a prepared FP32 model; not changed.
+        placement: what is quantized.
+        thresholds: by tensor; 0 for a tensor that was 0 throughout.
+        weight_bits: 8, or 7 for processors whose sums would saturate.
+
+    Raises:
+        UnsupportedModelError: the model's opset has no quantization per channel.
+    """
+    if model.opset < FIRST_OPSET:
+        raise UnsupportedModelError(
+            f"the model has opset {model.opset}, and weights are quantized per channel from opset {FIRST_OPSET}"
+            " on; export it with a newer opset."
+        )
+    return _Writer(model).write(placement, thresholds, WeightBits(weight_bits))
+
+
+class _Writer:
+    def __init__(self, model: Model) -> None:
+        self._proto = onnx.ModelProto()
+        self._proto.CopyFrom(model.proto)
+        graph = self._proto.graph
+        self._nodes = {node.name: node for node in graph.node}
+        self._constants = {tensor.name: tensor for tensor in graph.initializer}
+        self._names = {name for node in graph.node for name in (node.name, *node.input, *node.output)}
+        self._names.update(self._constants)
+        # New nodes, by the name of the old node that they go in front of.
+        self._before: dict[str, list[onnx.NodeProto]] = {}
+
+    def write(self, placement: Placement, thresholds: Mapping[str, float], bits: WeightBits) -> Model:
+        order = {node.name: place for place, node in enumerate(self._proto.graph.node)}
+        for activation in placement.activations:
+            dequantized = self._pair(
+                activation.tensor,
+                activation_scale(thresholds[activation.tensor]),
+                before=min((use.node for use in activation.uses), key=order.__getitem__),
+            )
+            for use in activation.uses:
+                self._nodes[use.node].input[use.index] = dequantized
+        shared: dict[tuple[str, int], tuple[str, str, str]] = {}
+        for weight in placement.weights:
+            key = (weight.initializer, weight.axis)
+            if key not in shared:
+                shared[key] = self._encoded(weight, bits)
+            node = self._nodes[weight.use.node]
+            node.input[weight.use.index] = self._dequantized(weight, shared[key])
+        self._insert()
+        self._drop_unused()
+        return from_proto(self._proto)
+
+    def _pair(self, tensor: str, scale: np.float32, *, before: str) -> str:
+        """Q and DQ of `tensor` in front of the node `before`; returns the dequantized tensor."""
+        parameters = [
+            self._constant(f"{tensor}_scale", np.asarray(scale)),
+            self._constant(f"{tensor}_zero_point", np.zeros((), np.int8)),
+        ]
+        codes, result = self._name(f"{tensor}_quantized"), self._name(f"{tensor}_dequantized")
+        self._before.setdefault(before, []).extend(
+            [
+                self._node("QuantizeLinear", [tensor, *parameters], codes),
+                self._node("DequantizeLinear", [codes, *parameters], result),
+            ]
+        )
+        return result
+
+    def _encoded(self, weight: QuantizedWeight, bits: WeightBits) -> tuple[str, str, str]:
+        """Stores the weights' codes, scales and zero points as initializers and returns their names."""
+        name = weight.initializer
+        values = numpy_helper.to_array(self._constants[name])
+        scales = weight_scales(values, weight.axis, bits)
+        return (
+            self._constant(f"{name}_quantized", quantize_weights(values, scales, weight.axis, bits)),
+            self._constant(f"{name}_scale", scales),
+            self._constant(f"{name}_zero_point", np.zeros(scales.shape, np.int8)),
+        )
+
+    def _dequantized(self, weight: QuantizedWeight, encoded: tuple[str, str, str]) -> str:
+        result = self._name(f"{weight.initializer}_dequantized")
+        node = self._node("DequantizeLinear", list(encoded), result, axis=weight.axis)
+        self._before.setdefault(weight.use.node, []).append(node)
+        return result
+
+    def _constant(self, name: str, value: Array) -> str:
+        name = self._name(name)
+        self._proto.graph.initializer.append(numpy_helper.from_array(value, name))
+        return name
+
+    def _node(
+        self, operator: str, inputs: list[str], output: str, *, axis: int | None = None
+    ) -> onnx.NodeProto:
+        node = helper.make_node(operator, inputs, [output], name=self._name(f"{output}_node"))
+        if axis is not None:
+            node.attribute.append(helper.make_attribute("axis", axis))
+        return node
+
+    def _name(self, wanted: str) -> str:
+        """`wanted`, numbered where the model has that name already."""
+        name, number = wanted, 1
+        while name in self._names:
+            number += 1
+            name = f"{wanted}_{number}"
+        self._names.add(name)
+        return name
+
+    def _insert(self) -> None:
+        def in_order() -> Iterator[onnx.NodeProto]:
+            for node in self._proto.graph.node:
+                yield from self._before.get(node.name, [])
+                yield node
+
+        nodes = list(in_order())
+        del self._proto.graph.node[:]
+        self._proto.graph.node.extend(nodes)
+
+    def _drop_unused(self) -> None:
+        """Takes out the FP32 weights that nothing reads any more."""
+        graph = self._proto.graph
+        read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+        kept = [tensor for tensor in graph.initializer if tensor.name in read]
+        del graph.initializer[:]
+        graph.initializer.extend(kept)
