@@ -1,4 +1,4 @@
-"""Metrics of builds, read from the catalog at each scrape: builds run in other processes, and outlive them."""
+"""Metrics of builds, read from the catalog at each scrape: builds run in other processes and outlive them."""
 
 import bisect
 import logging
