@@ -16,9 +16,10 @@ import json
 import platform
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import engines
 from engines.errors import EngineError
@@ -116,23 +117,25 @@ def measure(peers: PeerEnvironment, case: Case, candidates: Iterable[Candidate])
             "rounds": ROUNDS,
         }
         answers = peers.run("loadtests.peers.score", job)
-        reference = Path(answers[FP32]["outputs"])
-        rows = []
-        for candidate in (Candidate(tool=FP32), *candidates):
-            answer = answers.get(candidate.tool, {})
-            if missing := candidate.missing or answer.get("error"):
-                rows.append(Row(case=case.name, tool=candidate.tool, missing=missing))
-                continue
-            rows.append(
-                Row(
-                    case=case.name,
-                    tool=candidate.tool,
-                    fidelity=fidelity(reference, Path(answer["outputs"]), case.agreement),
-                    quantize_s=candidate.quantize_s,
-                    **{name: answer[name] for name in ("rows_per_s", "speedup", "layers", "layers_8bit")},
-                )
-            )
-    return rows
+        return [
+            _row(case, candidate, answers.get(candidate.tool, {}), Path(answers[FP32]["outputs"]))
+            for candidate in (Candidate(tool=FP32), *candidates)
+        ]
+
+
+def _row(case: Case, candidate: Candidate, answer: Mapping[str, Any], reference: Path) -> Row:
+    if missing := candidate.missing or answer.get("error"):
+        return Row(case=case.name, tool=candidate.tool, missing=missing)
+    found = fidelity(reference, Path(answer["outputs"]), case.agreement)
+    if found is None:
+        return Row(case=case.name, tool=candidate.tool, missing="its outputs are not finite")
+    return Row(
+        case=case.name,
+        tool=candidate.tool,
+        fidelity=found,
+        quantize_s=candidate.quantize_s,
+        **{name: answer[name] for name in ("rows_per_s", "speedup", "layers", "layers_8bit")},
+    )
 
 
 def rows_of(peers: PeerEnvironment, case: Case, *, ours_only: bool, peers_only: bool) -> list[Row]:

@@ -29,9 +29,11 @@ class Fidelity:
     sqnr_db: float
 
 
-def fidelity(reference: Path, outputs: Path, agreement: Agreement) -> Fidelity:
-    """Compares two .npy files of outputs, [N, C] each."""
+def fidelity(reference: Path, outputs: Path, agreement: Agreement) -> Fidelity | None:
+    """Compares two .npy files of outputs, [N, C] each; None where the second holds NaN or infinity."""
     expected, seen = np.load(reference).astype(np.float64), np.load(outputs).astype(np.float64)
+    if not np.isfinite(seen).all():
+        return None
     answer = _nearest if agreement is Agreement.NEIGHBOUR else _highest
     noise = np.square(seen - expected).sum()
     return Fidelity(
