@@ -121,11 +121,11 @@ class BuildRun:
             started = time.monotonic()
             summary = self._attempt(phase["name"], files, share)
             written = self._stored(phase["outputs"])
-            reached("phase.before_note")
+            reached("phase.before_note", phase["name"])
             self._catalog.finish_phase(
                 self._build_id, phase["name"], seconds=time.monotonic() - started, files=written
             )
-            reached("phase.after_note")
+            reached("phase.after_note", phase["name"])
             return Outcome(files=written, summary=summary)
 
         return self._guarded(work)

@@ -1,28 +1,31 @@
 """Named instants at which a test may have this process killed, to show that nothing is lost there.
 
-Each stands before or after a durable write. Without OCTET_CRASH_POINT in the environment they do nothing.
+Each stands before or after a durable write. Without OCTET_CRASH_PLAN in the environment they do nothing.
 """
 
 import os
 import signal
+from pathlib import Path
 
-_WANTED = os.environ.get("OCTET_CRASH_POINT", "")
-"""`<point>` kills at the first arrival, `<point>:<n>` at the n-th; unset in production."""
-
-
-class _Countdown:
-    def __init__(self, wanted: str) -> None:
-        self.point, _, count = wanted.partition(":")
-        self.left = int(count or 1)
+_PLAN = os.environ.get("OCTET_CRASH_PLAN")
+"""A file that a test writes: a line for each kill to come, `<victim> <point>`, carried out one after the other.
+The victim is `process` or `service`, the supervisor included. The points passed are listed beside it."""
 
 
-_countdown = _Countdown(_WANTED) if _WANTED else None
+def reached(point: str, detail: str = "") -> None:
+    """Marks the instant `point`; dies, as under `kill -9`, where a test has planned it next."""
+    if _PLAN is not None:
+        _follow(Path(_PLAN), f"{point} {detail}".rstrip())
 
 
-def reached(point: str) -> None:
-    """Marks the instant `point`; kills the process, as `kill -9` does, where a test has asked for it."""
-    if _countdown is None or point != _countdown.point:
+def _follow(plan: Path, point: str) -> None:
+    with plan.with_suffix(".passed").open("a", encoding="ascii") as passed:
+        passed.write(f"{point}\n")
+    victim, _, planned = plan.read_text(encoding="ascii").partition("\n")[0].partition(" ")
+    if planned != point:
         return
-    _countdown.left -= 1
-    if _countdown.left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
+    rest = plan.read_text(encoding="ascii").partition("\n")[2]
+    plan.write_text(rest, encoding="ascii")
+    if victim == "service":
+        os.kill(os.getppid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)

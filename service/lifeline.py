@@ -13,22 +13,29 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import IO
 
 _LIFELINE = "OCTET_LIFELINE"
 """Environment variable of the child: the file descriptor to watch, and the parent's process id."""
 _PR_SET_PDEATHSIG = 1
+_SOURCE = str(Path(__file__).parents[1])
+"""Where octet's packages lie, whether installed or not."""
 
 # Linux sends the parent-death signal when the *thread* that started the child ends: this one lasts.
 _starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="octet-start-child")
 
 
 class ChildProcess:
-    """A child that ends with us, in a session of its own, so that a terminal's signals do not reach it."""
+    """A child that runs a module of ours and ends with us.
+
+    It has a session of its own, so that a terminal's signals do not reach it.
+    """
 
     def __init__(
         self,
-        command: Sequence[str],
+        module: str,
+        arguments: Sequence[str] = (),
         *,
         environment: Mapping[str, str],
         pass_fds: Sequence[int] = (),
@@ -38,8 +45,13 @@ class ChildProcess:
         try:
             self._process: subprocess.Popen[bytes] = _starter.submit(
                 subprocess.Popen,
-                list(command),
-                env={**environment, _LIFELINE: f"{reading}:{os.getpid()}"},
+                # -P: a file in the folder where octet was started must not stand in for a library.
+                [sys.executable, "-P", "-m", module, *arguments],
+                env={
+                    **environment,
+                    "PYTHONPATH": os.pathsep.join(filter(None, (_SOURCE, environment.get("PYTHONPATH")))),
+                    _LIFELINE: f"{reading}:{os.getpid()}",
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -5,7 +5,6 @@ import json
 import os
 import selectors
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -134,10 +133,13 @@ class _Connection:
         requests, self._requests = os.pipe()
         self._responses, responses = os.pipe()
         self._output, output = os.pipe()
-        command = [sys.executable, "-P", "-m", module, str(requests), str(responses)]
         try:
             self.process = ChildProcess(
-                command, environment=environment, pass_fds=(requests, responses), output=output
+                module,
+                (str(requests), str(responses)),
+                environment=environment,
+                pass_fds=(requests, responses),
+                output=output,
             )
         except BaseException:
             self._close_ours()

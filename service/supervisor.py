@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,9 +25,9 @@ logger = logging.getLogger(__name__)
 _TICK_S = 0.1
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 10.0
-# A child that lived so long was healthy: the count of its deaths in a row starts anew.
-_HEALTHY_S = 30.0
-_MOST_DEATHS = 10
+# A child that lived so long had started well.
+_HEALTHY_S = 10.0
+_MOST_DEATHS_AT_START = 3
 _GRACE_S = 30.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -99,40 +98,32 @@ def check_port(host: str, port: int) -> None:
 
 
 class _Keeper:
-    """Keeps one child running, with a growing pause between deaths."""
+    """Keeps one child running, with a growing pause between deaths that come soon after the start."""
 
     def __init__(self, role: Role) -> None:
         self.role = role
-        self._deaths = 0
+        self.process: ChildProcess | None = None
+        # Deaths in a row that came soon after the start, and what the last one was.
+        self.early_deaths = 0
+        self.last_cause = ""
         self._start_at = 0.0
         self._started_at = 0.0
-        self.process: ChildProcess | None = None
 
     def tend(self) -> None:
-        """Starts the child if it is not there and its pause is over.
-
-        Raises:
-            StartError: it died too often in a row.
-        """
+        """Starts the child if it is not there and its pause is over."""
         now = time.monotonic()
         if self.process is not None and (status := self.process.poll()) is not None:
             self.process.kill()
             self.process = None
-            self._deaths = 1 if now - self._started_at > _HEALTHY_S else self._deaths + 1
-            if self._deaths >= _MOST_DEATHS:
-                raise StartError(
-                    f"the {self.role.name} ended {self._deaths} times in a row, last with {_cause(status)}; "
-                    "its messages above say why."
-                )
-            pause_s = min(_FIRST_PAUSE_S * 2 ** (self._deaths - 1), _LONGEST_PAUSE_S)
-            logger.warning(
-                "the %s ended with %s; it starts again in %g s", self.role.name, _cause(status), pause_s
-            )
+            self.last_cause = _cause(status)
+            self.early_deaths = self.early_deaths + 1 if now - self._started_at < _HEALTHY_S else 0
+            pause_s = min(_FIRST_PAUSE_S * 2**self.early_deaths, _LONGEST_PAUSE_S)
             self._start_at = now + pause_s
-        if self.process is None and now >= self._start_at:
-            self.process = ChildProcess(
-                [sys.executable, "-P", "-m", self.role.module], environment=os.environ
+            logger.warning(
+                "the %s ended with %s; it starts again in %g s", self.role.name, self.last_cause, pause_s
             )
+        if self.process is None and now >= self._start_at:
+            self.process = ChildProcess(self.role.module, environment=os.environ)
             self._started_at = now
 
 
@@ -160,14 +151,23 @@ def _stop_signals() -> Iterator[_Stopping]:
 def _watch(
     keepers: Sequence[_Keeper], settings: Settings, stopping: _Stopping, say: Callable[[str], None]
 ) -> None:
-    """Tends the children until we are asked to stop."""
-    announced = False
+    """Tends the children until we are asked to stop. Once octet was ready, it never gives up on one.
+
+    Raises:
+        StartError: octet did not get ready, because a child ended again and again.
+    """
+    ready = False
     while not stopping.asked:
         for keeper in keepers:
             keeper.tend()
-        if not announced and _is_ready(settings.address):
+            if not ready and keeper.early_deaths >= _MOST_DEATHS_AT_START:
+                raise StartError(
+                    f"the {keeper.role.name} ended {keeper.early_deaths} times in a row before octet was ready, "
+                    f"last with {keeper.last_cause}; its messages above say why."
+                )
+        if not ready and _is_ready(settings.address):
             say(f"octet is ready at {settings.address}")
-            announced = True
+            ready = True
         time.sleep(_TICK_S)
 
 

@@ -26,7 +26,7 @@ EXECUTOR = "worker"
 
 _QUEUE = "builds"
 _QUEUE_POLL_S = 0.2
-_MOST_RECOVERIES = 20
+_MOST_RECOVERIES = 100
 """A build that has taken its worker down so often is given up."""
 _UNFINISHED = (BuildState.QUEUED, BuildState.RUNNING)
 _ENDED = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
@@ -37,9 +37,13 @@ class BuildQueue:
 
     def __init__(self, url: str, *, builder: Builder, catalog: Catalog) -> None:
         self._url = url
-        self._builder = builder
         self._catalog = catalog
-        self._workflow = DBOS.workflow(name="build", max_recovery_attempts=_MOST_RECOVERIES)(self._build)
+
+        # A function: dbos marks what it registers, and a bound method takes no mark.
+        def build(build_id: str) -> None:
+            _carry_out(builder, build_id)
+
+        self._workflow = DBOS.workflow(name="build", max_recovery_attempts=_MOST_RECOVERIES)(build)
         self._told: set[str] = set()
 
     def launch(self) -> None:
@@ -85,23 +89,24 @@ class BuildQueue:
                     code="build.internal",
                 )
 
-    def _build(self, build_id: str) -> None:
-        """The workflow: dbos records what each step returns, and replays that after a crash."""
-        with self._builder.run(build_id) as run:
-            plan = DBOS.run_step({"name": "plan"}, run.plan)
-            files: dict[str, str] = {}
-            summary: dict[str, Any] = {}
-            if plan is None:
+
+def _carry_out(builder: Builder, build_id: str) -> None:
+    """The workflow: dbos records what each step returns, and replays that after a crash."""
+    with builder.run(build_id) as run:
+        plan = DBOS.run_step({"name": "plan"}, run.plan)
+        files: dict[str, str] = {}
+        summary: dict[str, Any] = {}
+        if plan is None:
+            return
+        for number, phase in enumerate(plan):
+            outcome = DBOS.run_step({"name": phase["name"]}, run.phase, plan, number, files)
+            if outcome is None:
                 return
-            for number, phase in enumerate(plan):
-                outcome = DBOS.run_step({"name": phase["name"]}, run.phase, plan, number, files)
-                if outcome is None:
-                    return
-                reached("step.recorded")
-                files = {**files, **outcome["files"]}
-                summary = {**summary, **outcome["summary"]}
-            DBOS.run_step({"name": "publish"}, run.publish, plan, files, summary)
-            reached("publish.recorded")
+            reached("step.recorded", phase["name"])
+            files = {**files, **outcome["files"]}
+            summary = {**summary, **outcome["summary"]}
+        DBOS.run_step({"name": "publish"}, run.publish, plan, files, summary)
+        reached("publish.recorded")
 
 
 def _reason(status: str, error: object) -> str:

@@ -14,13 +14,11 @@ from service.catalog import BuildState, Catalog, NewBuild, Version
 from service.sandbox import Limits, Sandbox
 from service.storage import BlobStore
 
-ROOT = Path(__file__).parents[3]
-
 
 def stand_in_sandbox() -> Sandbox:
     return Sandbox(
         Limits(timeout_s=30, memory_bytes=1 << 30),
-        environment={**os.environ, "PYTHONPATH": str(ROOT)},
+        environment=os.environ,
         module="tests.unit.service.stand_in_phases",
     )
 
