@@ -47,7 +47,7 @@ class Engine(ABC):
         filled while another runs. A caller that keeps its slots for good never releases them.
 
         Raises:
-            EngineRunError: the shapes do not fit the model's inputs.
+            EngineRunError: the shapes do not fit the model.
         """
 
     def release(self, slot: Slot) -> None:  # noqa: B027 # an engine that makes every slot anew has nothing to do

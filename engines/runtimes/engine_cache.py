@@ -10,6 +10,8 @@ import os
 import tempfile
 from pathlib import Path
 
+LIMIT_BYTES = 4 << 30
+"""Size that a folder of compiled engines may grow to."""
 _DIGEST_BYTES = 32
 
 
@@ -20,13 +22,16 @@ class EngineCache:
     counts as missing. Entries are replaced atomically; processes may share the folder.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, limit_bytes: int = LIMIT_BYTES) -> None:
         self._folder = folder
+        self._limit_bytes = limit_bytes
 
     def get(self, key: str) -> bytes | None:
         """The engine kept under `key`, or None where there is none, or none that is whole."""
         try:
-            content = self._path(key).read_bytes()
+            path = self._path(key)
+            content = path.read_bytes()
+            os.utime(path)
         except OSError:
             return None
         digest, engine = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
@@ -43,8 +48,19 @@ class EngineCache:
                     file.write(hashlib.sha256(engine).digest())
                     file.write(engine)
                 Path(name).replace(path)
+                self._make_room()
             except OSError:
                 Path(name).unlink(missing_ok=True)
+
+    def _make_room(self) -> None:
+        """Removes what was not used for longest until the folder is within its limit."""
+        entries = [(path.stat(), path) for path in self._folder.glob("*.engine")]
+        excess_bytes = sum(stat.st_size for stat, _ in entries) - self._limit_bytes
+        for stat, path in sorted(entries, key=lambda entry: entry[0].st_mtime_ns):
+            if excess_bytes <= 0:
+                break
+            path.unlink(missing_ok=True)
+            excess_bytes -= stat.st_size
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}.engine"

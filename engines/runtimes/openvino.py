@@ -1,12 +1,15 @@
 """OpenVINO: compiles artifacts for this machine's processor and serves them."""
 
+import contextlib
 import functools
 import hashlib
 import platform
 import re
 import sys
+import threading
 import types
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,8 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
-from engines.errors import CompileError, EngineRunError
+from engines.errors import CompileError, EngineError, EngineRunError
+from engines.model_signature import input_specs, output_specs
 from engines.runtimes.base import Engine, Runtime, Slot
 from engines.runtimes.engine_cache import EngineCache
 from engines.runtimes.saturation import saturation_probe
@@ -29,21 +33,15 @@ for _name in ("openvino.tools.ovc", "openvino_telemetry"):
 
 import openvino as ov  # noqa: E402 # after the converter has been kept out
 
-_DTYPES: Mapping[str, type[np.generic]] = {
-    "boolean": np.bool_,
-    "f16": np.float16,
-    "f32": np.float32,
-    "f64": np.float64,
-    "i8": np.int8,
-    "i16": np.int16,
-    "i32": np.int32,
-    "i64": np.int64,
-    "u8": np.uint8,
-    "u16": np.uint16,
-    "u32": np.uint32,
-    "u64": np.uint64,
+_COMPUTED_AS_INT32 = frozenset(np.dtype(name) for name in ("int64", "uint64", "uint32"))
+_DTYPES = _COMPUTED_AS_INT32 | {
+    np.dtype(name)
+    for name in ("bool", "float16", "float32", "float64", "int8", "int16", "int32", "uint8", "uint16")
 }
-"""OpenVINO's names of element types. Its own `to_dtype` gives bfloat16 and FP8 a type that they are not."""
+"""Element types that numpy and OpenVINO share; bfloat16 and FP8 they do not."""
+
+MAX_STATIC_ENGINES = 48
+"""Engines of single batch shapes that are kept at the same time."""
 
 _ALIGNMENT_BYTES = 64
 """A cache line, and the width of AVX512."""
@@ -66,6 +64,16 @@ class OpenVINORuntime(Runtime):
 
     name = "openvino"
 
+    def __init__(self, *, static_shapes: bool | None = None) -> None:
+        """Starts nothing yet.
+
+        Args:
+            static_shapes: whether each batch shape is compiled on its own rather than all in one engine with
+                free dimensions. None decides by the processor: 8-bit engines with free dimensions crash on
+                those with AMX (OpenVINO up to 2026.3 at least; ultralytics/ultralytics#25898).
+        """
+        self._static_shapes = static_shapes
+
     def hardware_key(self) -> str:
         """OpenVINO's version, the machine, the kernel that runs 8-bit convolutions and the weight bits.
 
@@ -83,42 +91,106 @@ class OpenVINORuntime(Runtime):
 
     def compile(self, model: Path, *, threads: int, cache: Path | None = None) -> Engine:
         content = model.read_bytes()
-        input_names, output_names = _names(content)
         config = {**_CONFIG, "INFERENCE_NUM_THREADS": threads}
-        compiled = None
-        key = ""
-        if cache is not None:
-            key = f"{self.hardware_key()}/{_digest(content)}"
-            kept = EngineCache(cache).get(key)
-            compiled = None if kept is None else _restored(kept, config)
-        if compiled is None:
-            compiled = _compiled(content, config)
-            if cache is not None:
-                EngineCache(cache).put(key, compiled.export_model().getvalue())
-        return _OpenVINOEngine(compiled, input_names, output_names)
+        static = "amx" in _probe().kernel.lower() if self._static_shapes is None else self._static_shapes
+        kept = None if cache is None else EngineCache(cache / self.hardware_key())
+        return _OpenVINOEngine(_Program(content, config, kept), *_specs(content), static_shapes=static)
 
 
 class _OpenVINOEngine(PooledEngine):
-    def __init__(self, compiled: Any, input_names: list[str], output_names: list[str]) -> None:
-        inputs = _positions(compiled.inputs, input_names)
-        self._outputs = _positions(compiled.outputs, output_names)
-        super().__init__(
-            tuple(_spec(name, compiled.inputs[position]) for name, position in inputs.items()),
-            tuple(_spec(name, compiled.outputs[position]) for name, position in self._outputs.items()),
-        )
-        self._inputs = inputs
-        self._compiled = compiled
+    def __init__(
+        self,
+        program: "_Program",
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        *,
+        static_shapes: bool,
+    ) -> None:
+        super().__init__(inputs, outputs)
+        self._program = program
+        self._static_shapes = static_shapes
+        # The least recently used first; one, under no shapes, where dimensions stay free.
+        self._compiled: OrderedDict[tuple[tuple[int, ...], ...], Any] = OrderedDict()
+        shapes = {spec.name: tuple(size or 1 for size in spec.shape) for spec in inputs}
+        # So that what cannot be compiled is found now. Free dimensions beside the batch may not take a 1.
+        self._compile({} if any(None in spec.item_shape for spec in inputs) else shapes)
 
     def _new_slot(self, shapes: Mapping[str, tuple[int, ...]]) -> Slot:
+        try:
+            self._program.check(shapes)
+            compiled = self._compile(shapes)
+        except CompileError as error:
+            raise EngineRunError(f"OpenVINO cannot run this batch: {error}") from error
         buffers = {spec.name: _aligned(shapes[spec.name], spec.dtype) for spec in self.inputs}
-        request = self._compiled.create_infer_request()
+        request = compiled.create_infer_request()
+        ports = _positions(compiled.inputs)
         for name, buffer in buffers.items():
-            request.set_input_tensor(self._inputs[name], ov.Tensor(buffer, shared_memory=True))
-        return _OpenVINOSlot(request, buffers, self._outputs)
+            # An input that nothing reads is not in the engine.
+            if name in ports:
+                request.set_input_tensor(ports[name], ov.Tensor(buffer, shared_memory=True))
+        outputs = _positions(compiled.outputs)
+        return _OpenVINOSlot(request, buffers, {spec.name: outputs[spec.name] for spec in self.outputs})
+
+    def _compile(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+        if not self._static_shapes:
+            shapes = {}
+        key = tuple(shapes.values())
+        if key not in self._compiled:
+            self._compiled[key] = self._program.compile(shapes)
+            if len(self._compiled) > MAX_STATIC_ENGINES:
+                self._compiled.popitem(last=False)
+        self._compiled.move_to_end(key)
+        return self._compiled[key]
 
     def close(self) -> None:
         super().close()
-        self._compiled = None
+        self._compiled.clear()
+        self._program.close()
+
+
+class _Program:
+    """A model that OpenVINO has read, not yet compiled."""
+
+    def __init__(self, content: bytes, config: Mapping[str, Any], cache: EngineCache | None) -> None:
+        self._config = config
+        self._cache = cache
+        self._digest = _digest(content)
+        self._model = _read(content)
+        self._lock = threading.Lock()
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Infers all shapes of a batch of these input shapes.
+
+        An engine with free dimensions infers them again at run time, but on a single thread OpenVINO 2026.4
+        drops the errors of that inference and computes on, past the ends of its buffers.
+
+        Raises:
+            CompileError: an operator does not take the shapes that arrive at it; the message names it.
+        """
+        with self._lock, _translated("the shapes do not fit"):
+            ports = _positions(self._model.inputs)
+            self._model.reshape({ports[name]: list(shape) for name, shape in shapes.items() if name in ports})
+
+    def compile(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+        """Compiles for these input shapes alone, or for any where there are none given.
+
+        Raises:
+            CompileError: OpenVINO does not take the model.
+        """
+        key = f"{self._digest}-{hashlib.sha256(repr(sorted(shapes.items())).encode()).hexdigest()[:16]}"
+        kept = None if self._cache is None else self._cache.get(key)
+        compiled = None if kept is None else _restored(kept, self._config)
+        if compiled is not None:
+            return compiled
+        with self._lock, _translated("the model cannot be compiled"):
+            model = self._model.clone()
+        compiled = _compiled(model, shapes, self._config)
+        if self._cache is not None:
+            self._cache.put(key, compiled.export_model().getvalue())
+        return compiled
+
+    def close(self) -> None:
+        self._model = None
 
 
 class _OpenVINOSlot:
@@ -126,13 +198,27 @@ class _OpenVINOSlot:
         self.inputs = inputs
         self._request = request
         self._outputs = outputs
+        self._wide = {name: array for name, array in inputs.items() if array.dtype in _COMPUTED_AS_INT32}
 
     def run(self) -> Mapping[str, Array]:
+        for name, array in self._wide.items():
+            _check_int32(name, array)
         try:
             results = self._request.infer(share_outputs=True).to_tuple()
         except RuntimeError as error:
-            raise EngineRunError(f"OpenVINO failed on this batch: {_explain(str(error))}.") from error
+            raise EngineRunError(f"OpenVINO cannot run this batch: {_explain(str(error))}.") from error
         return {name: results[position] for name, position in self._outputs.items()}
+
+
+def _check_int32(name: str, array: Array) -> None:
+    """Refuses integers that OpenVINO would cut: on the processor it computes all of them in 32 bits."""
+    limits = np.iinfo(np.int32)
+    for value in (array.min(), array.max()) if array.size else ():
+        if not limits.min <= int(value) <= limits.max:
+            raise EngineRunError(
+                f"input {name!r} holds {int(value)}, but this engine computes in 32-bit integers; "
+                f"send values from {limits.min} to {limits.max}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,10 +236,10 @@ def _core() -> Any:
 @functools.cache
 def _probe() -> _Probe:
     probe = saturation_probe()
-    compiled = _compiled(probe.model, {**_CONFIG, "INFERENCE_NUM_THREADS": 1})
+    compiled = _compiled(_read(probe.model), {}, {**_CONFIG, "INFERENCE_NUM_THREADS": 1})
     results = compiled(probe.feeds).to_tuple()
-    outputs = _positions(compiled.outputs, list(probe.expected))
-    right = probe.passes({name: results[position] for name, position in outputs.items()})
+    outputs = _positions(compiled.outputs)
+    right = probe.passes({name: results[outputs[name]] for name in probe.expected})
     kernels = [
         str(node.get_rt_info()["primitiveType"].value)
         for node in compiled.get_runtime_model().get_ordered_ops()
@@ -162,11 +248,37 @@ def _probe() -> _Probe:
     return _Probe(kernel="+".join(kernels) or "unknown", weight_bits=8 if right else 7)
 
 
-def _compiled(model: bytes, config: Mapping[str, Any]) -> Any:
+def _specs(content: bytes) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """The inputs and outputs as the ONNX file names, types and orders them."""
+    graph = onnx.load_model_from_string(content).graph
     try:
-        return _core().compile_model(_core().read_model(model, b""), "CPU", dict(config))
-    except RuntimeError as error:
-        raise CompileError(f"OpenVINO cannot compile the model: {_explain(str(error))}.") from error
+        inputs, outputs = input_specs(graph), output_specs(graph)
+    except EngineError as error:
+        raise CompileError(str(error)) from error
+    for spec in (*inputs, *outputs):
+        if spec.dtype not in _DTYPES:
+            raise CompileError(
+                f"tensor {spec.name!r} has the element type {spec.dtype.name}, which OpenVINO does not hand "
+                "to numpy; cast it to float32 in the model."
+            )
+    return inputs, outputs
+
+
+def _read(content: bytes) -> Any:
+    try:
+        # OpenVINO tries every format that it knows on what is no ONNX file, each with a complaint on stderr.
+        onnx.load_model_from_string(content)
+    except DecodeError as error:
+        raise CompileError("the artifact is not an ONNX file; build the version again.") from error
+    with _translated("the model cannot be read"):
+        return _core().read_model(content, b"")
+
+
+def _compiled(model: Any, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> Any:
+    with _translated("the model cannot be compiled"):
+        ports = _positions(model.inputs)
+        model.reshape({ports[name]: list(shape) for name, shape in shapes.items() if name in ports})
+        return _core().compile_model(model, "CPU", dict(config))
 
 
 def _restored(engine: bytes, config: Mapping[str, Any]) -> Any | None:
@@ -184,32 +296,9 @@ def _digest(model: bytes) -> str:
     return digest.hexdigest()
 
 
-def _names(model: bytes) -> tuple[list[str], list[str]]:
-    """The inputs and outputs as the ONNX file names and orders them."""
-    try:
-        graph = onnx.load_model_from_string(model).graph
-    except DecodeError as error:
-        raise CompileError("the artifact is not an ONNX file; build the version again.") from error
-    constants = {tensor.name for tensor in graph.initializer}
-    inputs = [value.name for value in graph.input if value.name not in constants]
-    return inputs, [value.name for value in graph.output]
-
-
-def _positions(ports: list[Any], names: list[str]) -> dict[str, int]:
-    """Where each ONNX name is among OpenVINO's ports, which have several names where nodes were removed."""
-    found = {name: position for position, port in enumerate(ports) for name in port.names}
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise CompileError(f"OpenVINO lost the tensor {missing[0]!r} while compiling; it may be unused.")
-    return {name: found[name] for name in names}
-
-
-def _spec(name: str, port: Any) -> TensorSpec:
-    type_name = port.element_type.get_type_name()
-    if type_name not in _DTYPES:
-        raise CompileError(f"tensor {name!r} has the element type {type_name}, which numpy does not have.")
-    shape = tuple(None if size.is_dynamic else size.get_length() for size in port.partial_shape)
-    return TensorSpec(name=name, dtype=np.dtype(_DTYPES[type_name]), shape=shape)
+def _positions(ports: list[Any]) -> dict[str, int]:
+    """Where each name is among OpenVINO's ports, which have several names where nodes were removed."""
+    return {name: position for position, port in enumerate(ports) for name in port.names}
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
@@ -220,9 +309,18 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
+@contextlib.contextmanager
+def _translated(problem: str) -> Iterator[None]:
+    """Raises what OpenVINO raises as a CompileError of one sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise CompileError(f"{problem}: {_explain(str(error))}.") from error
+
+
 _NOISE = re.compile(
     r"Exception from \S+:\d+:|Check '.*?' failed at \S+:\d+:|FrontEnd API failed with \w+:"
-    r"|Model wasn't fully converted\.|Summary:|To facilitate the conversion.*",
+    r"|Model wasn't fully converted\.|Summary:|To facilitate the conversion.*|While validating node ",
     re.DOTALL,
 )
 _LONGEST = 300

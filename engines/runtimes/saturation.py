@@ -38,7 +38,7 @@ class SaturationProbe:
 
 
 def saturation_probe() -> SaturationProbe:
-    """The model whose every activation and weight is 127 (scale 1/127): each product counts 1."""
+    """The model whose every activation and weight is 127 (scale 1/127): each product counts 1. Its shapes are fixed."""
     image, vector = (1, _CHANNELS, _KERNEL, _KERNEL), (2, _CHANNELS)
     full = np.int8(127)
     constants: dict[str, Array] = {
@@ -59,12 +59,12 @@ def saturation_probe() -> SaturationProbe:
         nodes,
         "saturation_probe",
         [
-            helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", *image[1:]]),
-            helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["n", *vector[1:]]),
+            helper.make_tensor_value_info("image", TensorProto.FLOAT, image),
+            helper.make_tensor_value_info("vector", TensorProto.FLOAT, vector),
         ],
         [
-            helper.make_tensor_value_info("convolution", TensorProto.FLOAT, ["n", 32, 1, 1]),
-            helper.make_tensor_value_info("product", TensorProto.FLOAT, ["n", 32]),
+            helper.make_tensor_value_info("convolution", TensorProto.FLOAT, [1, 32, 1, 1]),
+            helper.make_tensor_value_info("product", TensorProto.FLOAT, [2, 32]),
         ],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
