@@ -13,7 +13,7 @@ from engines.tensors import TensorSpec
 
 logger = logging.getLogger(__name__)
 
-WARM_UP_S = 20.0
+WARM_UP_S = 5.0
 # Every size up to this one; above, four sizes to a doubling: engines keep a limited number of buffers.
 _EXACT_ROWS = 32
 # Input buffers of all batch sizes together; where they would take more, only powers of two are run.
@@ -44,7 +44,7 @@ class BatchRules:
 
 
 def warm_up(engine: Engine, limits: Batching, *, batchable: bool, budget_s: float = WARM_UP_S) -> BatchRules:
-    """Runs the engine once at each batch size that it will get, the largest first, within about `budget_s`.
+    """Runs the engine once at each batch size that it will get, for about `budget_s` at most.
 
     A first run at a new size takes several times as long as later ones, and no client shall wait for it.
     Sizes that were not reached are left out of the rules. A model whose rows have free dimensions is not run
@@ -85,8 +85,11 @@ def batch_sizes(inputs: tuple[TensorSpec, ...], max_rows: int) -> tuple[int, ...
 
 
 def _order(sizes: tuple[int, ...]) -> list[int]:
-    """The largest first, then powers of two, so that a warm-up cut short leaves an even spread."""
-    return sorted(sizes, key=lambda size: (size != sizes[-1], size.bit_count() != 1, size))
+    """The largest first, then those with the fewest significant bits: 1, 2, 4, ..., 3, 6, 12, ..., 5, 7, 10.
+
+    A warm-up cut short then leaves steps of equal ratio: a half, a quarter or an eighth of the batch.
+    """
+    return sorted(sizes, key=lambda size: (size != sizes[-1], (size // (size & -size)).bit_length(), size))
 
 
 def _run_once(engine: Engine, shapes: Shapes, *, copies: int) -> None:

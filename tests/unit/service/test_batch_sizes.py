@@ -47,6 +47,12 @@ def test_warm_up_runs_every_size_and_the_largest_twice() -> None:
     assert sorted(shape[0] for shape in engine.batches) == [1, 2, 3, 4, 4]
 
 
+def test_warm_up_begins_with_the_sizes_that_leave_the_smallest_gaps() -> None:
+    engine = EchoEngine()
+    warm_up(engine, Batching(max_batch_rows=12), batchable=True)
+    assert [shape[0] for shape in engine.batches] == [12, 12, 1, 2, 4, 8, 3, 6, 5, 7, 10, 9, 11]
+
+
 def test_batches_after_the_warm_up_need_no_new_buffers() -> None:
     engine = EchoEngine()
     warm_up(engine, Batching(max_batch_rows=4), batchable=True)
