@@ -1,0 +1,149 @@
+"""Cheap constant folding: shape arithmetic, and weights that are cast, transposed or reshaped before their use.
+
+Exporters leave such nodes between a weight and its layer; the quantizer looks for weights that are constants.
+Only operators that are known to be harmless are evaluated, results never outgrow what they come from, and
+everything folded together is bounded, because the model is anyone's.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.reference
+import onnx.shape_inference
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from engines.growth import GROWING, check_growth, grown_elements
+
+_ELEMENTWISE = frozenset(
+    {
+        "Abs",
+        "Add",
+        "And",
+        "Ceil",
+        "Div",
+        "Equal",
+        "Exp",
+        "Floor",
+        "Greater",
+        "Less",
+        "Max",
+        "Min",
+        "Mul",
+        "Neg",
+    }
+    | {"Not", "Or", "Pow", "Reciprocal", "Sqrt", "Sub", "Where"}
+)
+_SAME_SIZE = frozenset({"Cast", "Flatten", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
+_FOLDED = _ELEMENTWISE | _SAME_SIZE | GROWING | {"Concat", "Gather"}
+
+_FREE_ELEMENTS = 2**16
+"""Results up to this size are folded whatever they come from."""
+_FREE_BYTES = 64 * 2**20
+"""All results together may have this size and twice that of the model's weights."""
+
+_Constants = dict[str, TensorProto]
+
+
+def fold_constants(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]], opset: int) -> bool:
+    """Evaluates nodes whose inputs are all constant and puts initializers in their place; whether there were any.
+
+    `shapes` are those of tensors that are known entirely: Shape and Size of them are constant too.
+
+    Raises:
+        UnsupportedModelError: a constant that only folding brings to light asks for a tensor past all bounds.
+    """
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    outputs = {value.name for value in graph.output}
+    budget_bytes = _FREE_BYTES + 2 * sum(tensor.ByteSize() for tensor in graph.initializer)
+    folded = []
+    for place, node in enumerate(graph.node):
+        if outputs.intersection(node.output) or len(node.output) != 1:
+            continue
+        value = _shape_value(node, shapes) or _evaluated(node, constants, opset)
+        if value is None or value.ByteSize() > budget_bytes:
+            continue
+        budget_bytes -= value.ByteSize()
+        value.name = node.output[0]
+        constants[value.name] = value
+        graph.initializer.append(value)
+        folded.append(place)
+    for place in reversed(folded):
+        del graph.node[place]
+    return bool(folded)
+
+
+def _shape_value(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> TensorProto | None:
+    shape = shapes.get(node.input[0]) if node.op_type in ("Shape", "Size") else None
+    if shape is None:
+        return None
+    if node.op_type == "Size":
+        return numpy_helper.from_array(np.array(math.prod(shape), np.int64))
+    start = next((attribute.i for attribute in node.attribute if attribute.name == "start"), 0)
+    end = next((attribute.i for attribute in node.attribute if attribute.name == "end"), None)
+    return numpy_helper.from_array(np.array(shape[start:end], np.int64))
+
+
+def _evaluated(node: onnx.NodeProto, constants: _Constants, opset: int) -> TensorProto | None:
+    names = [name for name in node.input if name]
+    if node.op_type not in _FOLDED or not names or any(name not in constants for name in names):
+        return None
+    check_growth([node], constants)
+    size = _elements_after(node, constants)
+    if size is None or size > max(_FREE_ELEMENTS, *(math.prod(constants[name].dims) for name in names)):
+        return None
+    model = _single_node_model(node, {name: constants[name] for name in names}, opset)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model)
+        wanted = helper.tensor_dtype_to_np_dtype(inferred.graph.output[0].type.tensor_type.elem_type)
+        with np.errstate(all="ignore"):
+            results: Any = onnx.reference.ReferenceEvaluator(model).run(None, {})
+            result: NDArray[Any] = np.asarray(results[0])
+    except _EVALUATION_ERRORS:
+        # The evaluator is not complete; what it cannot do is left to the runtime.
+        return None
+    return numpy_helper.from_array(result) if result.dtype == wanted else None
+
+
+_EVALUATION_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    onnx.shape_inference.InferenceError,
+)
+
+
+def _elements_after(node: onnx.NodeProto, constants: _Constants) -> int | None:
+    """An upper bound of the elements that the node writes; None where there is none."""
+    shapes: list[tuple[int, ...]] = [tuple(constants[name].dims) for name in node.input if name]
+    if node.op_type in _SAME_SIZE:
+        return math.prod(shapes[0])
+    if node.op_type == "Concat":
+        return sum(math.prod(shape) for shape in shapes)
+    if node.op_type == "Gather":
+        axis: int = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+        return math.prod(shapes[1]) * math.prod(shapes[0]) // max(1, shapes[0][axis]) if shapes[0] else None
+    if node.op_type == "Expand":
+        target = tuple(int(size) for size in numpy_helper.to_array(constants[node.input[1]]).ravel())
+        shapes = [shapes[0], target]
+    elif node.op_type in GROWING:
+        return grown_elements(node, constants)
+    try:
+        return math.prod(np.broadcast_shapes(*shapes))
+    except ValueError:
+        return None
+
+
+def _single_node_model(
+    node: onnx.NodeProto, inputs: Mapping[str, TensorProto], opset: int
+) -> onnx.ModelProto:
+    output = onnx.ValueInfoProto(name=node.output[0])
+    graph = helper.make_graph([node], "fold", [], [output], list(inputs.values()))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])

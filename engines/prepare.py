@@ -1,0 +1,100 @@
+"""The FP32 model as it is observed, quantized and, where 8 bits may not, served."""
+
+import onnx
+import onnx.shape_inference
+from onnx import TensorProto
+
+from engines.errors import UnsupportedModelError
+from engines.growth import GROWING, check_growth, constant_tensors, grown_elements
+from engines.model import Model, from_proto
+from engines.model_checks import check_tensor_size, default_opset, one_sentence
+from engines.preparation.batch_norm import fold_batch_norms
+from engines.preparation.folding import fold_constants
+from engines.preparation.opset import set_ir_version, upgrade_opset
+from engines.preparation.tidying import (
+    constants_to_initializers,
+    hide_default_inputs,
+    name_nodes,
+    remove_dead_nodes,
+    remove_identities,
+)
+
+_FOLDING_ROUNDS = 8
+_PROPAGATED_ELEMENTS = 256
+_SHAPE_TYPES = (TensorProto.INT32, TensorProto.INT64)
+
+
+def prepare(model: Model) -> Model:
+    """A new model that computes the same and that the quantizer can work on; `model` is left as it is.
+
+    Its opset is 21 where onnx can convert to it (else the nearest that quantization can work with), constants are
+    initializers, weights that were reshaped, transposed or cast are folded, BatchNormalization is part of the
+    convolution before it, nothing is dead, every node has a name of its own and every tensor whose shape can be
+    inferred has it. Inputs and outputs keep names, order, types and shapes.
+
+    Raises:
+        UnsupportedModelError: the opset is too old to convert, or the graph's constants ask for a tensor past all
+            bounds.
+    """
+    proto = upgrade_opset(model.proto)
+    graph = proto.graph
+    hide_default_inputs(graph)
+    constants_to_initializers(graph)
+    remove_identities(graph)
+    _fold(proto)
+    fold_batch_norms(graph)
+    remove_dead_nodes(graph)
+    name_nodes(graph)
+    set_ir_version(proto)
+    values = _infer(proto, data_prop=False)
+    if _may_propagate(graph, values):
+        values = _infer(proto, data_prop=True)
+    del graph.value_info[:]
+    graph.value_info.extend(values)
+    return from_proto(proto)
+
+
+def _fold(proto: onnx.ModelProto) -> None:
+    """Folds until nothing changes: a folded shape makes further shapes known."""
+    for _ in range(_FOLDING_ROUNDS):
+        remove_dead_nodes(proto.graph)
+        shapes = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
+        for value in (*proto.graph.input, *_infer(proto, data_prop=False)):
+            dims = value.type.tensor_type.shape.dim
+            if value.type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
+                shapes[value.name] = tuple(dim.dim_value for dim in dims)
+        if not fold_constants(proto.graph, shapes, default_opset(proto)):
+            return
+
+
+def _infer(proto: onnx.ModelProto, *, data_prop: bool) -> list[onnx.ValueInfoProto]:
+    """Types and shapes of the tensors between inputs and outputs, as far as they follow from the graph."""
+    constants = constant_tensors(proto.graph)
+    check_growth(proto.graph.node, constants)
+    bare = onnx.ModelProto()
+    bare.CopyFrom(proto)
+    del bare.graph.value_info[:]
+    try:
+        inferred = onnx.shape_inference.infer_shapes(bare, data_prop=data_prop)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError, TypeError) as error:
+        raise UnsupportedModelError(
+            f"the shapes in the model cannot be inferred once constants are folded: {one_sentence(error)}."
+            " Export it again with constant folding on."
+        ) from error
+    for value in inferred.graph.value_info:
+        check_tensor_size(value)
+    return list(inferred.graph.value_info)
+
+
+def _may_propagate(graph: onnx.GraphProto, values: list[onnx.ValueInfoProto]) -> bool:
+    """Whether inference may follow the values of shapes, each of which it keeps in memory.
+
+    It builds what a growing operator asks for, so all that looks like a shape must be known to be short.
+    """
+    constants = constant_tensors(graph)
+    grown = (grown_elements(node, constants) for node in graph.node if node.op_type in GROWING)
+    if any(elements is None or elements > _PROPAGATED_ELEMENTS for elements in grown):
+        return False
+    tensors = (value.type.tensor_type for value in values)
+    vectors = (t.shape.dim[0] for t in tensors if t.elem_type in _SHAPE_TYPES and len(t.shape.dim) == 1)
+    return all(dim.HasField("dim_value") and dim.dim_value <= _PROPAGATED_ELEMENTS for dim in vectors)
