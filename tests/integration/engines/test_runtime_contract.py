@@ -320,6 +320,26 @@ class TestEngineCache:
             assert isinstance(engine, Engine)
 
 
+def test_integers_that_openvino_would_cut_are_refused(tmp_path: Path) -> None:
+    node = helper.make_node("Add", ["ids", "ids"], ["twice"])
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["n", 2])
+    twice = helper.make_tensor_value_info("twice", TensorProto.INT64, ["n", 2])
+    with OpenVINORuntime().compile(write(tmp_path, small_model([node], [ids], [twice])), threads=1) as engine:
+        assert engine.run({"ids": np.array([[2**29, -7]])})["twice"].tolist() == [[2**30, -14]]
+        with pytest.raises(EngineRunError, match=r"input 'ids' holds 2147483648, but .* 32-bit"):
+            engine.run({"ids": np.array([[1, 2**31]])})
+
+
+def test_the_cache_stays_within_its_limit_and_keeps_what_was_used_last(tmp_path: Path) -> None:
+    cache = EngineCache(tmp_path, limit_bytes=3 * (32 + 100))
+    for number, key in enumerate("abc"):
+        cache.put(key, bytes(100))
+        os.utime(tmp_path / f"{key}.engine", (number, number))
+    assert cache.get("a") == bytes(100)
+    cache.put("d", bytes(100))
+    assert [key for key in "abcd" if cache.get(key) is not None] == ["a", "c", "d"]
+
+
 PROBE = (
     "from engines.runtimes.openvino import OpenVINORuntime as R; print(R().weight_bits(), R().hardware_key())"
 )
