@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+
+from engines.model import from_proto
+from engines.quantization.placement import place
+from tests.unit.engines import onnx_graphs
+from tests.unit.engines.onnx_graphs import GraphBuilder, floats
+
+
+def placed(proto):
+    """The placement in short: activations with their consumers, weights with their axes, skipped nodes."""
+    placement = place(from_proto(proto))
+    activations = {
+        activation.tensor: [(use.node, use.index) for use in activation.uses]
+        for activation in placement.activations
+    }
+    weights = [(weight.initializer, weight.use.node, weight.axis) for weight in placement.weights]
+    return activations, weights, {skipped.node: skipped.reason for skipped in placement.skipped}
+
+
+def test_convolutions_take_quantized_activations_and_weights_and_give_floats():
+    activations, weights, _ = placed(onnx_graphs.conv_net())
+    assert activations == {"image": [("conv1_node", 0)], "relu1": [("conv2_node", 0)]}
+    assert weights == [("conv1.weight", "conv1_node", 0), ("conv2.weight", "conv2_node", 0)]
+
+
+def test_residual_add_takes_the_identity_quantized_and_its_own_convolution_as_it_is():
+    activations, _, _ = placed(onnx_graphs.residual_net())
+    assert activations["identity"] == [("conv1_node", 0), ("residual_node", 1)]
+    assert not any(tensor == "conv2" for tensor in activations)
+
+
+def two_convolutions_added(first_operand, second_operand):
+    graph = GraphBuilder()
+    graph.node("Conv", ["image", graph.weight("short.weight", 16, 3, 1, 1)], "short")
+    graph.node("Conv", ["image", graph.weight("long.weight", 16, 3, 1, 1)], "long")
+    graph.node("Add", [first_operand, second_operand], "sum")
+    return graph.model([floats("image", "n", 3, 8, 8)], [floats("sum", "n", 16, 8, 8)])
+
+
+@pytest.mark.parametrize(("operands", "index"), [(("short", "long"), 0), (("long", "short"), 1)])
+def test_of_two_convolutions_that_are_added_the_earlier_one_is_the_residual(operands, index):
+    activations, _, _ = placed(two_convolutions_added(*operands))
+    assert activations == {"image": [("short_node", 0), ("long_node", 0)], "short": [("sum_node", index)]}
+
+
+def test_addition_that_no_convolution_feeds_is_left_alone():
+    graph = GraphBuilder()
+    graph.node("Relu", ["x"], "relu")
+    graph.node("Add", ["relu", "x"], "sum")
+    assert placed(graph.model([floats("x", "n", 16)], [floats("sum", "n", 16)])) == ({}, [], {})
+
+
+def test_addition_of_a_constant_or_of_a_tensor_to_itself_is_no_residual():
+    graph = GraphBuilder()
+    graph.node("Conv", ["image", graph.weight("w", 16, 3, 1, 1)], "conv")
+    graph.node("Add", ["conv", graph.constant("bias", np.ones((16, 1, 1), np.float32))], "biased")
+    graph.node("Add", ["conv", "conv"], "double")
+    graph.node("Add", ["biased", "double"], "sum")
+    activations, _, _ = placed(graph.model([floats("image", "n", 3, 8, 8)], [floats("sum", "n", 16, 8, 8)]))
+    assert list(activations) == ["image"]
+
+
+def test_depthwise_convolution_has_a_scale_per_channel():
+    _, weights, _ = placed(onnx_graphs.depthwise_net())
+    assert {axis for _, _, axis in weights} == {0}
+    assert len(weights) == 3
+
+
+def test_transposed_convolution_counts_output_channels_along_axis_one():
+    _, weights, _ = placed(onnx_graphs.conv_transpose_net())
+    assert {node: axis for _, node, axis in weights if "transpose" in node.lower() or "up" in node} == {
+        node: 1 for _, node, _ in weights if "transpose" in node.lower() or "up" in node
+    }
+    assert 1 in [axis for _, _, axis in weights]
+
+
+def gemm(rows, columns, **attributes):
+    graph = GraphBuilder()
+    shape = (columns, rows) if attributes.get("transB") else (rows, columns)
+    graph.node("Gemm", ["x", graph.weight("w", *shape), graph.weight("b", columns)], "y", **attributes)
+    size = ("n", rows) if not attributes.get("transA") else (rows, 5)
+    return graph.model([floats("x", *size)], [floats("y", None, columns)])
+
+
+@pytest.mark.parametrize(("attributes", "axis"), [({}, 1), ({"transB": 1}, 0)])
+def test_gemm_counts_output_channels_along_the_axis_of_its_layout(attributes, axis):
+    assert placed(gemm(32, 16, **attributes)) == ({"x": [("y_node", 0)]}, [("w", "y_node", axis)], {})
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(15, 64), (64, 15)])
+def test_matrices_too_small_to_gain_stay_floating(rows, columns):
+    activations, weights, skipped = placed(gemm(rows, columns, transB=1))
+    assert (activations, weights) == ({}, [])
+    assert skipped == {"y_node": f"its weights are too small ({columns} x {rows}) to gain from 8 bits"}
+
+
+def test_gemm_of_a_transposed_input_stays_floating():
+    assert placed(gemm(32, 16, transA=1))[2] == {"y_node": "its input is transposed"}
+
+
+def matmul(left, right, constants):
+    graph = GraphBuilder()
+    for name, shape in constants.items():
+        graph.weight(name, *shape)
+    graph.node("MatMul", [left, right], "y")
+    inputs = [floats(name, "n", 4, 32) for name in {left, right} - set(constants)]
+    return graph.model(inputs, [floats("y", "n", None, None)])
+
+
+def test_matmul_by_constant_weights_counts_output_channels_along_the_last_axis():
+    assert placed(matmul("x", "w", {"w": (32, 24)})) == ({"x": [("y_node", 0)]}, [("w", "y_node", 1)], {})
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "constants", "reason"),
+    [
+        ("x", "z", {}, "its weights are not constant"),
+        ("w", "x", {"w": (24, 4)}, "its constant stands on the left"),
+        ("x", "w", {"w": (3, 32, 24)}, "its weights have 3 dimensions"),
+    ],
+)
+def test_other_matrix_products_stay_floating_and_the_report_says_why(left, right, constants, reason):
+    assert placed(matmul(left, right, constants)) == ({}, [], {"y_node": reason})
+
+
+def test_layer_in_half_precision_stays_floating():
+    graph = GraphBuilder()
+    graph.constant("w", np.ones((32, 32), np.float16))
+    graph.node("Cast", ["x"], "half", to=10)
+    graph.node("MatMul", ["half", "w"], "y")
+    graph.node("Cast", ["y"], "z", to=1)
+    _, _, skipped = placed(graph.model([floats("x", "n", 32)], [floats("z", "n", 32)]))
+    assert skipped == {"y_node": "it does not compute in float32"}
