@@ -108,11 +108,15 @@ def test_a_child_killed_between_calls_is_noticed_and_replaced(sandbox: Sandbox) 
 
 def test_stops_what_runs_too_long() -> None:
     with open_sandbox(timeout_s=0.5) as sandbox:
-        sandbox.call("add", {"left": 1, "right": 1}, what="adding", watch=Watch())
-        pid = sandbox.pid
+        pids: list[int | None] = []
+
+        def note() -> bool:
+            pids.append(sandbox.pid)
+            return False
+
         with pytest.raises(SandboxError, match=r"verify was stopped after 0\.5 s.*OCTET_BUILD_TIMEOUT_S"):
-            sandbox.call("hang", {}, what="verify")
-        wait_until_gone(pid)
+            sandbox.call("hang", {}, what="verify", watch=Watch(cancelled=note))
+        wait_until_gone(pids[0])
 
 
 def test_stops_what_takes_too_much_memory() -> None:
