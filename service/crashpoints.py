@@ -5,17 +5,19 @@ Each stands before or after a durable write. Without OCTET_CRASH_PLAN in the env
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 _PLAN = os.environ.get("OCTET_CRASH_PLAN")
-"""A file that a test writes: a line for each kill to come, `<victim> <point>`, carried out one after the other.
-The victim is `process` or `service`, the supervisor included. The points passed are listed beside it."""
+"""A file that a test writes: a line for each kill to come, `<victim> <role> <point>`, carried out one after the
+other. The victim is `process` or `service`, the supervisor included; the role is that of the process, `server`
+or `worker`. Every point passed is listed beside it."""
 
 
 def reached(point: str, detail: str = "") -> None:
     """Marks the instant `point`; dies, as under `kill -9`, where a test has planned it next."""
     if _PLAN is not None:
-        _follow(Path(_PLAN), f"{point} {detail}".rstrip())
+        _follow(Path(_PLAN), f"{Path(sys.argv[0]).stem} {point} {detail}".rstrip())
 
 
 def _follow(plan: Path, point: str) -> None:
