@@ -135,9 +135,13 @@ def _check_standard_operator(node: onnx.NodeProto, name: str, opset: int) -> Non
         )
     schema = onnx.defs.get_schema(node.op_type, opset, "")
     if schema.deprecated:
+        newest = onnx.defs.get_schema(node.op_type)
+        remedy = (
+            "with a current exporter" if newest.deprecated else f"with opset {newest.since_version} or later"
+        )
         raise InvalidModelError(
-            f"{name} was removed from ONNX in opset {schema.since_version}, but the model declares opset"
-            f" {opset}: export it again with a current exporter."
+            f"{name} is withdrawn from ONNX as of opset {schema.since_version}, but the model declares opset"
+            f" {opset}: export it again {remedy}."
         )
 
 

@@ -46,6 +46,7 @@ def fold_batch_norms(graph: onnx.GraphProto) -> None:
             for suffix, array in zip(("folded", "folded_bias"), result, strict=True)
         ]
         graph.initializer.extend(added)
+        constants.update((tensor.name, tensor) for tensor in added)
         source = conv.input[0]
         del conv.input[:]
         conv.input.extend([source, *(tensor.name for tensor in added)])

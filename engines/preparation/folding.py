@@ -99,13 +99,17 @@ def _evaluated(node: onnx.NodeProto, constants: _Constants, opset: int) -> Tenso
     try:
         inferred = onnx.shape_inference.infer_shapes(model)
         wanted = helper.tensor_dtype_to_np_dtype(inferred.graph.output[0].type.tensor_type.elem_type)
-        with np.errstate(all="ignore"):
-            results: Any = onnx.reference.ReferenceEvaluator(model).run(None, {})
-            result: NDArray[Any] = np.asarray(results[0])
+        result = _run(model)
     except _EVALUATION_ERRORS:
         # The evaluator is not complete; what it cannot do is left to the runtime.
         return None
     return numpy_helper.from_array(result) if result.dtype == wanted else None
+
+
+def _run(model: onnx.ModelProto) -> NDArray[Any]:
+    with np.errstate(all="ignore"):
+        results: Any = onnx.reference.ReferenceEvaluator(model).run(None, {})
+    return np.asarray(results[0])
 
 
 _EVALUATION_ERRORS = (

@@ -360,7 +360,14 @@ class TestOperators:
     def test_removed_operator(self) -> None:
         node = helper.make_node("Upsample", ["x", "s"], ["y"], name="u")
         message = refusal(relu_model(nodes=[node]), InvalidModelError)
-        assert "node 'u' (Upsample) was removed from ONNX in opset 10" in message
+        assert "node 'u' (Upsample) is withdrawn from ONNX as of opset 10" in message
+        assert "current exporter" in message
+
+    def test_operator_that_came_back(self) -> None:
+        node = helper.make_node("GroupNormalization", ["x", "s", "b"], ["y"], name="g", num_groups=1)
+        message = refusal(relu_model(nodes=[node], opset=18), InvalidModelError)
+        assert "is withdrawn from ONNX as of opset 18, but the model declares opset 18" in message
+        assert "with opset 21 or later" in message
 
     @pytest.mark.parametrize("opset", [1, 10, NEWEST_OPSET + 1, 1000])
     def test_opset_out_of_range(self, opset: int) -> None:
