@@ -140,6 +140,14 @@ async def test_a_batch_between_sizes_is_padded_and_the_padding_reaches_nobody() 
     assert engine.batches == [(4, 2), (8, 2)]
 
 
+async def test_padding_is_not_what_an_earlier_batch_left_behind() -> None:
+    engine = EchoEngine()
+    async with batching(engine, sizes=(4,)) as batcher:
+        with pytest.raises(EngineRunError):
+            await batcher.submit(rows(1, 2, 3, POISON))
+        assert firsts(await batcher.submit(rows(5))) == [5]
+
+
 async def test_a_request_to_a_fixed_batch_is_padded_or_split() -> None:
     engine = EchoEngine(fixed_rows=4)
     async with batching(engine, sizes=(4,)) as batcher:
@@ -220,6 +228,19 @@ async def test_the_model_s_own_timeout_holds_where_the_client_names_a_longer_one
         engine.gate.clear()
         with pytest.raises(DeadlineError):
             await batcher.submit(rows(1), timeout_s=60.0)
+
+
+async def test_requests_that_wait_together_each_keep_their_deadline() -> None:
+    engine = EchoEngine()
+    async with batching(engine) as batcher:
+        first = await busy(engine, batcher)
+        results = await asyncio.gather(
+            *(batcher.submit(rows(1), timeout_s=timeout_s) for timeout_s in (0.03, 0.01, 0.02)),
+            return_exceptions=True,
+        )
+        assert [type(result) for result in results] == [DeadlineError] * 3
+        engine.gate.set()
+        await first
 
 
 async def test_a_later_and_shorter_deadline_is_kept() -> None:
