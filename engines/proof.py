@@ -1,0 +1,300 @@
+"""The proof of a version: inputs, FP32's answers to them, the contract and the hashes of what was proven.
+
+It is sealed once, when a version is built, and replayed by every engine before it may answer: on other hardware,
+after a change of driver or library, after a restore. FP32's answers are onnxruntime's for the model as it was
+uploaded, so preparation is proven along with quantization and the engine.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from engines.accuracy import Accuracy, Comparison
+from engines.company import FP32_DB, INT8_DB, Run, influence
+from engines.errors import CalibrationError, EngineRunError, InvalidArtifactError
+from engines.options import Contract, Metric, Precision
+from engines.runtimes.base import Engine
+from engines.runtimes.reference import ReferenceSession
+from engines.sample_set import SampleView
+from engines.sealed import read_sealed, sha256, write_sealed
+from engines.tensors import Array
+
+PROOF_ROWS = 32
+"""Rows of a batch of the proof, where the model's batch is free."""
+MAX_PROOF_BYTES = 64 << 20
+"""Size of a proof. Batches beyond are left out; the first one is always there."""
+FP32_MIN_DB = 40.0
+"""What FP32 engines must reach on every floating output: summing in another order costs far less."""
+FP32_MIN_EQUAL = 0.99
+"""And on outputs of integers, which may flip where two floats are nearly equal."""
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProofBatch:
+    """One batch of the proof, all rows of one shape."""
+
+    inputs: Mapping[str, Array]
+    # FP32's answers.
+    outputs: Mapping[str, Array]
+    # Rows that count; what follows them only fills the batch.
+    rows: int
+
+    @property
+    def size(self) -> int:
+        """Rows of the batch, those that fill it included."""
+        return len(next(iter(self.inputs.values())))
+
+    def counted(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs of this batch without those of the rows that fill it."""
+        return {
+            name: array[: self.rows] if len(array) == self.size else array for name, array in outputs.items()
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """How an engine did on a proof."""
+
+    precision: Precision
+    # None where the engine failed to run.
+    accuracy: Accuracy | None
+    # The contract's metric, where the engine ran.
+    value: float | None
+    # Why the engine may not answer; None where it may.
+    miss: str | None
+    # Why rows may not share a batch; None where they may.
+    unbatchable: str | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the engine reproduced the proof."""
+        return self.miss is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What an engine has to reproduce before it may answer."""
+
+    batches: tuple[ProofBatch, ...]
+    contract: Contract
+    # SHA-256 in hex of the artifact's files, by workspace name.
+    hashes: Mapping[str, str]
+    # Whether batches of other sizes may be run.
+    free_rows: bool
+    # Why rows may not share a batch, seen on FP32 already; None where they may.
+    unbatchable: str | None
+
+    @property
+    def rows(self) -> int:
+        """Rows that count."""
+        return sum(batch.rows for batch in self.batches)
+
+    @classmethod
+    def seal(
+        cls,
+        reference: ReferenceSession,
+        samples: SampleView,
+        contract: Contract,
+        artifact: Mapping[str, Path],
+    ) -> Self:
+        """Lets FP32 answer the verify rows, as far as they fit, and seals them with the artifact's hashes.
+
+        Args:
+            reference: the model as it was uploaded.
+            samples: rows that nothing was chosen on.
+            contract: what an 8-bit engine must keep.
+            artifact: the files to be proven, by workspace name.
+
+        Raises:
+            CalibrationError: FP32 answers NaN, or fails on the rows.
+        """
+        fixed_rows = next((s.fixed_rows for s in reference.inputs if s.fixed_rows is not None), None)
+        try:
+            batches = tuple(_answered(reference, samples, fixed_rows))
+            answers = [batch.outputs for batch in batches]
+            unbatchable = _influence(reference.run, batches, answers, FP32_DB, free_rows=fixed_rows is None)
+        except EngineRunError as error:
+            raise CalibrationError(
+                f"the FP32 model does not run on the samples: {error} Check the model with them."
+            ) from error
+        return cls(
+            batches=batches,
+            contract=contract,
+            hashes={name: sha256(path) for name, path in artifact.items()},
+            free_rows=fixed_rows is None,
+            unbatchable=unbatchable,
+        )
+
+    def replay(self, engine: Engine, precision: Precision) -> Verification:
+        """Runs an engine on the proof.
+
+        An 8-bit engine must keep the contract. An FP32 engine must give FP32's answers up to rounding
+        (`FP32_MIN_DB`, `FP32_MIN_EQUAL`), whatever the contract is.
+
+        Raises:
+            InvalidOptionsError: the contract's metric does not fit the model.
+        """
+        comparison = Comparison()
+        answers: list[Mapping[str, Array]] = []
+        fp32 = precision is Precision.FP32
+        try:
+            for batch in self.batches:
+                answers.append(engine.run(batch.inputs))
+                comparison.add(batch.counted(batch.outputs), batch.counted(answers[-1]))
+            unbatchable = self.unbatchable or _influence(
+                engine.run, self.batches, answers, FP32_DB if fp32 else INT8_DB, free_rows=self.free_rows
+            )
+        except EngineRunError as error:
+            return Verification(
+                precision=precision, accuracy=None, value=None, miss=str(error), unbatchable=str(error)
+            )
+        accuracy = comparison.result()
+        return Verification(
+            precision=precision,
+            accuracy=accuracy,
+            value=accuracy.value(self.contract.metric),
+            miss=_fp32_miss(accuracy) if fp32 else _contract_miss(accuracy, self.contract),
+            unbatchable=unbatchable,
+        )
+
+    def check(self, folder: Path) -> None:
+        """Checks that the artifact's files in `folder` are those that were sealed.
+
+        Raises:
+            InvalidArtifactError: one is missing or was changed.
+        """
+        for name, sealed in self.hashes.items():
+            path = folder / name
+            if not path.is_file():
+                raise InvalidArtifactError(
+                    f"the artifact lacks {name!r}; restore it or build the version again."
+                )
+            found = sha256(path)
+            if found != sealed:
+                raise InvalidArtifactError(
+                    f"{name!r} is not the file that was proven (its SHA-256 starts with {found[:12]}, the sealed one "
+                    f"with {sealed[:12]}); restore it or build the version again."
+                )
+
+    def save(self, path: Path) -> None:
+        """Writes the proof, atomically."""
+        header = {
+            "format": _FORMAT,
+            "contract": self.contract.model_dump(mode="json"),
+            "hashes": dict(self.hashes),
+            "free_rows": self.free_rows,
+            "unbatchable": self.unbatchable,
+            "batches": [
+                {"rows": batch.rows, "inputs": list(batch.inputs), "outputs": list(batch.outputs)}
+                for batch in self.batches
+            ],
+        }
+        arrays = {
+            f"{number}.{role}.{place}": array
+            for number, batch in enumerate(self.batches)
+            for role, tensors in (("in", batch.inputs), ("out", batch.outputs))
+            for place, array in enumerate(tensors.values())
+        }
+        write_sealed(path, header, arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads a proof.
+
+        Raises:
+            InvalidArtifactError: it is missing, damaged, changed, or of another version of octet.
+        """
+        header, arrays = read_sealed(path)
+        if header.get("format") != _FORMAT:
+            raise InvalidArtifactError(
+                f"{path.name!r} has the format {header.get('format')}, this octet reads {_FORMAT}; build the "
+                "version again."
+            )
+        return cls(
+            batches=tuple(_stored(number, entry, arrays) for number, entry in enumerate(header["batches"])),
+            contract=Contract.model_validate(header["contract"]),
+            hashes=header["hashes"],
+            free_rows=header["free_rows"],
+            unbatchable=header["unbatchable"],
+        )
+
+
+def _answered(
+    reference: ReferenceSession, samples: SampleView, fixed_rows: int | None
+) -> Iterator[ProofBatch]:
+    """FP32's answers to the rows, until the proof is full."""
+    size = fixed_rows or min(PROOF_ROWS, samples.rows, _rows_within(MAX_PROOF_BYTES // 2, samples))
+    left_bytes = MAX_PROOF_BYTES
+    batches = samples.batches(size, whole=True)
+    for number, (inputs, rows) in enumerate(zip(batches, samples.batch_rows(size), strict=True)):
+        outputs = reference.run(inputs)
+        left_bytes -= sum(array.nbytes for array in (*inputs.values(), *outputs.values()))
+        if number and left_bytes < 0:
+            return
+        for name, array in outputs.items():
+            if np.issubdtype(array.dtype, np.floating) and np.isnan(array).any():
+                raise CalibrationError(
+                    f"the FP32 model itself answers NaN in output {name!r} on the samples; check the model with them."
+                )
+        yield ProofBatch(inputs=inputs, outputs=outputs, rows=rows)
+
+
+def _rows_within(limit_bytes: int, samples: SampleView) -> int:
+    """How many of the first row's size `limit_bytes` hold, at least one."""
+    first = next(iter(samples.batches(1)))
+    return max(1, limit_bytes // sum(array.nbytes for array in first.values()))
+
+
+def _influence(
+    run: Run,
+    batches: Sequence[ProofBatch],
+    answers: Sequence[Mapping[str, Array]],
+    least_db: float,
+    *,
+    free_rows: bool,
+) -> str | None:
+    """Why rows may not share a batch, tried on the batch with the most rows that count."""
+    fullest = max(range(len(batches)), key=lambda number: batches[number].rows)
+    batch = batches[fullest]
+    if batch.size == 1 and not free_rows:
+        # Rows that are always alone cannot influence each other.
+        return None
+    if batch.rows == 1:
+        return "one verify row cannot show that rows do not influence each other; upload more samples"
+    rows = batch.rows if free_rows else batch.size
+    inputs = {name: array[:rows] for name, array in batch.inputs.items()}
+    outputs = {
+        name: array[:rows] if len(array) == batch.size else array for name, array in answers[fullest].items()
+    }
+    return influence(run, inputs, outputs, least_db=least_db, free_rows=free_rows)
+
+
+def _fp32_miss(accuracy: Accuracy) -> str | None:
+    for output in accuracy.outputs:
+        value = output.value(Metric.SQNR_DB)
+        if output.equal_share is not None and output.equal_share < FP32_MIN_EQUAL:
+            return f"the FP32 engine gives {output.equal_share:.1%} of output {output.name!r} as FP32 did"
+        if output.equal_share is None and value is not None and value < FP32_MIN_DB:
+            return f"the FP32 engine's output {output.name!r} is {value:.1f} dB from FP32's, under {FP32_MIN_DB:g} dB"
+    return None
+
+
+def _contract_miss(accuracy: Accuracy, contract: Contract) -> str | None:
+    value = accuracy.value(contract.metric)
+    if value >= contract.min:
+        return None
+    return f"the 8-bit engine reaches {contract.metric.value} {value:.4g}, and its contract asks for {contract.min:g}"
+
+
+def _stored(number: int, entry: Mapping[str, Any], arrays: Mapping[str, Array]) -> ProofBatch:
+    def tensors(role: str, names: list[str]) -> dict[str, Array]:
+        return {name: arrays[f"{number}.{role}.{place}"] for place, name in enumerate(names)}
+
+    return ProofBatch(
+        inputs=tensors("in", entry["inputs"]), outputs=tensors("out", entry["outputs"]), rows=entry["rows"]
+    )
