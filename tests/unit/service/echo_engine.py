@@ -21,7 +21,12 @@ class EchoSlot:
         self.inputs: Mapping[str, Array] = {
             spec.name: np.zeros(shapes[spec.name], spec.dtype) for spec in engine.inputs
         }
-        self._outputs: dict[str, Array] = {}
+        # Used again by the next run, as a runtime's are.
+        x = self.inputs["x"]
+        self._outputs: dict[str, Array] = {
+            "double": np.zeros(x.shape, np.float32),
+            "first": np.zeros((len(x), 1), np.float32),
+        }
 
     def run(self) -> Mapping[str, Array]:
         x = self.inputs["x"]
@@ -31,8 +36,8 @@ class EchoSlot:
         self._engine.batches.append(x.shape)
         if (x == POISON).any():
             raise EngineRunError("a poisoned row")
-        rows = x.reshape(len(x), -1)
-        self._outputs = {"double": 2 * x, "first": np.ascontiguousarray(rows[:, :1])}
+        self._outputs["double"][...] = 2 * x
+        self._outputs["first"][...] = x.reshape(len(x), -1)[:, :1]
         return self._outputs
 
 

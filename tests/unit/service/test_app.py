@@ -215,6 +215,18 @@ async def test_a_client_that_leaves_is_dropped_and_counted(tmp_path: Path) -> No
         assert metric(server, "octet_requests_total", **labels) == 1
 
 
+async def test_a_client_that_leaves_in_the_middle_of_its_body_is_counted(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        _, writer = await server.connect()
+        writer.write(request("POST", "/v2/models/echo/infer", echo_body(2))[:-5])
+        await asyncio.sleep(0.05)
+        writer.close()
+        await writer.wait_closed()
+        labels = {"model": "echo", "version": "1", "outcome": "cancelled"}
+        await until(lambda: metric(server, "octet_requests_total", **labels) == 1)
+        assert server.engine.batches == []
+
+
 def test_a_server_that_hides_its_clients_is_not_asked() -> None:
     async def receive() -> dict[str, Any]:
         return {}

@@ -93,17 +93,20 @@ async def test_rows_gather_while_the_engine_runs() -> None:
     assert engine.batches == [(1, 2), (3, 2)]
 
 
-async def test_a_full_batch_is_written_while_the_engine_runs() -> None:
+async def test_one_full_batch_is_written_while_the_engine_runs() -> None:
     engine = EchoEngine()
     async with batching(engine) as batcher:
         await busy(engine, batcher)
-        tasks = [submitted(batcher, value) for value in range(10)]
-        await until(lambda: batcher.queue_rows == 2)
+        tasks = [submitted(batcher, value) for value in range(18)]
+        await until(lambda: batcher.inflight_requests == 19)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert batcher.queue_rows == 10
         assert engine.batches == []
         engine.gate.set()
         answers = await asyncio.gather(*tasks)
-    assert [firsts(answer) for answer in answers] == [[value] for value in range(10)]
-    assert engine.batches == [(1, 2), (8, 2), (2, 2)]
+    assert [firsts(answer) for answer in answers] == [[value] for value in range(18)]
+    assert engine.batches == [(1, 2), (8, 2), (8, 2), (2, 2)]
 
 
 async def test_every_caller_gets_its_own_rows_under_mixed_sizes() -> None:
@@ -130,6 +133,13 @@ async def test_rows_of_different_shapes_never_share_a_batch() -> None:
     assert short["double"].tolist() == [[2, 2]]
     assert long["double"].tolist() == [[4, 4, 4]]
     assert sorted(engine.batches) == [(1, 2), (1, 3)]
+
+
+async def test_an_answer_stays_as_it_is_when_the_engine_runs_again() -> None:
+    async with batching(EchoEngine()) as batcher:
+        earlier = await batcher.submit(rows(1))
+        await batcher.submit(rows(2))
+    assert firsts(earlier) == [1]
 
 
 async def test_a_batch_between_sizes_is_padded_and_the_padding_reaches_nobody() -> None:
