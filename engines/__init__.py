@@ -1,0 +1,71 @@
+"""octet's engines: FP32 ONNX in, a proven 8-bit engine out. A library: no HTTP, no database, no settings.
+
+What stands here is the public API. It loads lazily, so that importing the package, or a module beside this one,
+loads no native library.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engines.accuracy import Accuracy, OutputAccuracy
+    from engines.building import quantize
+    from engines.errors import EngineError
+    from engines.loading import LoadedEngine, load_engine
+    from engines.options import BuildOptions, CalibrationMethod, Contract, Metric, Precision
+    from engines.proof import Proof, Verification
+    from engines.report import Report, Verdict
+    from engines.runtimes.base import Engine
+    from engines.tensors import TensorSpec
+
+__all__ = [
+    "Accuracy",
+    "BuildOptions",
+    "CalibrationMethod",
+    "Contract",
+    "Engine",
+    "EngineError",
+    "LoadedEngine",
+    "Metric",
+    "OutputAccuracy",
+    "Precision",
+    "Proof",
+    "Report",
+    "TensorSpec",
+    "Verdict",
+    "Verification",
+    "load_engine",
+    "quantize",
+]
+
+_HOMES = {
+    "Accuracy": "accuracy",
+    "BuildOptions": "options",
+    "CalibrationMethod": "options",
+    "Contract": "options",
+    "Engine": "runtimes.base",
+    "EngineError": "errors",
+    "LoadedEngine": "loading",
+    "Metric": "options",
+    "OutputAccuracy": "accuracy",
+    "Precision": "options",
+    "Proof": "proof",
+    "Report": "report",
+    "TensorSpec": "tensors",
+    "Verdict": "report",
+    "Verification": "proof",
+    "load_engine": "loading",
+    "quantize": "building",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

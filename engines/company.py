@@ -21,7 +21,8 @@ FP32_DB = 70.0
 INT8_DB = 40.0
 """Such a difference may move an activation across a rounding step of 8 bits, once in many thousands."""
 
-_ALONE_ROWS = 8
+TRIAL_ROWS = 8
+"""Rows that are enough to be tried, where the batch size is free."""
 _ODD_ROWS = 3
 
 
@@ -37,8 +38,8 @@ def influence(
 
     Args:
         run: runs one batch.
-        feeds: a batch of at least two rows.
-        together: the outputs for `feeds`.
+        feeds: at least two rows.
+        together: the outputs for them, perhaps in the company of more rows.
         least_db: energy of a row's answer, in decibels, above the energy of what its company may change.
         free_rows: whether batches of other sizes may be run.
 
@@ -69,7 +70,7 @@ def _trials(rows: int, *, free_rows: bool) -> Iterator[tuple[str, NDArray[np.int
         yield "filled with copies of another row", crowd
     if free_rows:
         yield "of another size", np.roll(order, 1)[: min(_ODD_ROWS, rows - 1)]
-        for row in order[:_ALONE_ROWS]:
+        for row in order[:TRIAL_ROWS]:
             yield "that row alone", np.array([row])
 
 

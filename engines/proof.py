@@ -13,8 +13,8 @@ from typing import Any, Self
 import numpy as np
 
 from engines.accuracy import Accuracy, Comparison
-from engines.company import FP32_DB, INT8_DB, Run, influence
-from engines.errors import CalibrationError, EngineRunError, InvalidArtifactError
+from engines.company import FP32_DB, INT8_DB, TRIAL_ROWS, Run, influence
+from engines.errors import CalibrationError, EngineError, EngineRunError, InvalidArtifactError
 from engines.options import Contract, Metric, Precision
 from engines.runtimes.base import Engine
 from engines.runtimes.reference import ReferenceSession
@@ -74,6 +74,12 @@ class Verification:
     def holds(self) -> bool:
         """Whether the engine reproduced the proof."""
         return self.miss is None
+
+    @classmethod
+    def failed(cls, precision: Precision, error: EngineError) -> Self:
+        """Of an engine that could not be compiled or run."""
+        why = str(error).rstrip(".")
+        return cls(precision=precision, accuracy=None, value=None, miss=why, unbatchable=why)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +156,7 @@ class Proof:
                 engine.run, self.batches, answers, FP32_DB if fp32 else INT8_DB, free_rows=self.free_rows
             )
         except EngineRunError as error:
-            return Verification(
-                precision=precision, accuracy=None, value=None, miss=str(error), unbatchable=str(error)
-            )
+            return Verification.failed(precision, error)
         accuracy = comparison.result()
         return Verification(
             precision=precision,
@@ -266,7 +270,7 @@ def _influence(
         return None
     if batch.rows == 1:
         return "one verify row cannot show that rows do not influence each other; upload more samples"
-    rows = batch.rows if free_rows else batch.size
+    rows = min(batch.rows, TRIAL_ROWS) if free_rows else batch.size
     inputs = {name: array[:rows] for name, array in batch.inputs.items()}
     outputs = {
         name: array[:rows] if len(array) == batch.size else array for name, array in answers[fullest].items()

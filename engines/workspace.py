@@ -21,6 +21,8 @@ QUANTIZED = "quantized.onnx"
 COMPILED = "compiled.json"
 PROOF = "proof.npz"
 REPORT = "report.json"
+PHASE_RECORDS = "phases/"
+"""Prefix of what each phase says of itself: its seconds and its summary."""
 
 
 class Workspace:

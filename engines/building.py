@@ -1,0 +1,57 @@
+"""All phases of a build in one call, in this process."""
+
+import functools
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from engines import resources
+from engines.options import BuildOptions
+from engines.pipeline import PHASES
+from engines.report import Report
+from engines.workspace import REPORT, UPLOADED_MODEL, UPLOADED_SAMPLES, Workspace
+
+Progress = Callable[[str, float], None]
+"""Takes the phase and the share of it that is done, 0 to 1."""
+
+
+def quantize(
+    model: Path,
+    samples: Sequence[Path],
+    folder: Path,
+    options: BuildOptions | None = None,
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Quantizes an ONNX file and proves the engine that comes of it.
+
+    Args:
+        model: an ONNX file in FP32.
+        samples: .npz or .npy files of example inputs, a batch along axis 0.
+        folder: where all files of the build go: the 8-bit model is `quantized.onnx`, the report `report.json`.
+            `load_engine` loads from it.
+        options: what is asked for; the defaults where None.
+        threads: processors to use; all of this process's where None.
+        progress: is told how far the build is.
+
+    Raises:
+        EngineError: the first thing that is wrong, in a sentence.
+    """
+    options = options or BuildOptions()
+    workspace = Workspace(folder)
+    for stale in workspace.list(UPLOADED_SAMPLES):
+        workspace.path(stale).unlink()
+    shutil.copyfile(model, workspace.path(UPLOADED_MODEL))
+    for number, path in enumerate(samples):
+        shutil.copyfile(path, workspace.path(f"{UPLOADED_SAMPLES}{number:03d}{path.suffix}"))
+    given = resources.Resources.of_environment()
+    with resources.use(resources.Resources(threads=threads or given.threads, cache=given.cache)):
+        for phase in PHASES:
+            phase.run(workspace, options, functools.partial(_tell, progress, phase.name))
+    return Report.load(workspace.path(REPORT))
+
+
+def _tell(progress: Progress | None, phase: str, done: float) -> None:
+    if progress is not None:
+        progress(phase, done)

@@ -1,0 +1,294 @@
+"""The one path from an upload to a proven engine, phase by phase.
+
+    validate -> prepare -> calibrate -> quantize -> compile -> verify
+
+A phase reads and writes files of a workspace and returns a small JSON summary; it can be run again, and in
+another process than the ones before it. Each leaves a record of its seconds and its summary.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engines import resources
+from engines.accuracy import check_metric
+from engines.calibration.histogram import Histogram
+from engines.calibration.observer import observe
+from engines.calibration.thresholds import threshold
+from engines.errors import CalibrationError, CompileError, EngineRunError, UnsupportedModelError
+from engines.model import Model, load_model, save_model
+from engines.options import BuildOptions, Precision
+from engines.prepare import prepare as prepare_model
+from engines.quantization.placement import Placement, place, tensors
+from engines.quantization.qdq import quantize_model
+from engines.runtimes.base import Runtime
+from engines.runtimes.openvino import OpenVINORuntime
+from engines.runtimes.reference import ReferenceSession
+from engines.samples import SampleSet, SampleView, import_samples
+from engines.verifying import verify as verify_engines
+from engines.workspace import (
+    CALIBRATION,
+    COMPILED,
+    HISTOGRAMS,
+    PHASE_RECORDS,
+    PREPARED,
+    PROOF,
+    QUANTIZED,
+    REPORT,
+    SAMPLES,
+    UPLOADED_MODEL,
+    UPLOADED_SAMPLES,
+    VALIDATED,
+    Workspace,
+)
+
+CALIBRATION_ROWS = 4
+"""Rows of a calibration batch. Fixed, because the last digits of activations depend on it; small, because all
+observed tensors of a batch are in memory at once (ResNet-50: 120 MB a row)."""
+
+Progress = Callable[[float], None]
+"""Takes the share of a phase that is done, 0 to 1."""
+Run = Callable[[Workspace, BuildOptions, Progress], dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One step of a build."""
+
+    name: str
+    run: Run
+    # Workspace names, or prefixes that end in `/`, of the files that it writes; some builds need fewer.
+    outputs: tuple[str, ...]
+
+
+def validate(workspace: Workspace, options: BuildOptions, progress: Progress) -> dict[str, Any]:
+    """Checks the model, the samples, the options against the model, and that FP32 runs on the samples.
+
+    Raises:
+        InvalidModelError, UnsupportedModelError: the model.
+        InvalidSamplesError: the samples.
+        InvalidOptionsError: the contract does not fit the model.
+        CalibrationError: the model fails on the samples.
+    """
+    model = load_model(workspace.path(UPLOADED_MODEL))
+    check_metric(options.contract.metric, model.outputs)
+    progress(0.2)
+    files = [workspace.root / name for name in workspace.list(UPLOADED_SAMPLES)]
+    samples = import_samples(files, model.inputs, workspace.root / SAMPLES)
+    progress(0.8)
+    splits = samples.split()
+    _run_once(model, splits.calibrate)
+    summary = {
+        "inputs": [spec.describe() for spec in model.inputs],
+        "outputs": [spec.describe() for spec in model.outputs],
+        "opset": model.opset,
+        "rows": samples.rows,
+        "calibrate_rows": splits.calibrate.rows,
+        "tune_rows": splits.tune.rows,
+        "verify_rows": splits.verify.rows,
+    }
+    _write(workspace, VALIDATED, summary)
+    progress(1.0)
+    return summary
+
+
+def _run_once(model: Model, samples: SampleView) -> None:
+    """Runs a row, and two where the batch is free: a graph may fix inside what its inputs leave free."""
+    try:
+        session = ReferenceSession(model.proto.SerializeToString(), threads=resources.current().threads)
+    except CompileError as error:
+        raise UnsupportedModelError(f"{error} Export the model with other operators or types.") from error
+    for rows in (model.fixed_rows,) if model.fixed_rows else (1, 2):
+        feeds = next(iter(samples.batches(rows, whole=True)))
+        try:
+            session.run(feeds)
+        except EngineRunError as error:
+            if rows == 2:
+                raise UnsupportedModelError(
+                    f"the model's batch is free, but it runs with 1 row and not with 2 ({error}) Export it with a "
+                    "batch that is free throughout, or fixed to 1 at its inputs."
+                ) from error
+            raise CalibrationError(
+                f"the model does not run on the first sample: {error} Check the samples."
+            ) from error
+
+
+def prepare(workspace: Workspace, options: BuildOptions, progress: Progress) -> dict[str, Any]:  # noqa: ARG001 # the signature of every phase
+    """Writes the FP32 model as it is observed, quantized and, where 8 bits may not, served.
+
+    Raises:
+        UnsupportedModelError: the model cannot be brought to an opset that has quantization.
+    """
+    prepared = prepare_model(load_model(workspace.path(UPLOADED_MODEL)))
+    save_model(prepared, workspace.path(PREPARED))
+    progress(1.0)
+    return {"prepared_opset": prepared.opset, "prepared_nodes": len(prepared.proto.graph.node)}
+
+
+def calibrate(workspace: Workspace, options: BuildOptions, progress: Progress) -> dict[str, Any]:
+    """Observes the activations on the calibration rows and chooses their clipping thresholds.
+
+    Raises:
+        CalibrationError: the model fails on the samples, or a tensor is not finite.
+    """
+    if options.precision is not Precision.INT8:
+        return {"calibration": _skipped(options)}
+    model = load_model(workspace.path(PREPARED))
+    names = list(tensors(place(model)))
+    rows = SampleSet.open(workspace.root / SAMPLES).split().calibrate
+    histograms = _observed(model, names, rows, progress)
+    arrays = {
+        f"{number}.{field}": array
+        for number, name in enumerate(names)
+        for field, array in histograms[name].to_arrays().items()
+    }
+    np.savez_compressed(workspace.path(HISTOGRAMS), allow_pickle=False, **arrays)
+    method = options.calibration
+    table = {
+        name: {
+            "threshold": threshold(histogram, method),
+            "absmax": histogram.absmax,
+            "method": method.value,
+        }
+        for name, histogram in histograms.items()
+    }
+    _write(workspace, CALIBRATION, {"method": method.value, "rows": rows.rows, "tensors": table})
+    progress(1.0)
+    return {"calibration": method.value, "calibrated_tensors": len(names), "calibration_rows": rows.rows}
+
+
+def _observed(
+    model: Model, names: Sequence[str], rows: SampleView, progress: Progress
+) -> dict[str, Histogram]:
+    if not names:
+        return {}
+    size = model.fixed_rows or CALIBRATION_ROWS
+    try:
+        return observe(
+            model,
+            names,
+            rows.batches(size, whole=model.fixed_rows is not None),
+            threads=resources.current().threads,
+            progress=lambda seen: progress(min(1.0, seen / rows.rows)),
+        )
+    except EngineRunError as error:
+        raise CalibrationError(
+            f"the FP32 model does not run on the samples: {error} Check the model with them."
+        ) from error
+
+
+def quantize(workspace: Workspace, options: BuildOptions, progress: Progress) -> dict[str, Any]:
+    """Writes the 8-bit model, its weights as wide as this machine's engines can take.
+
+    Raises:
+        UnsupportedModelError: the model's opset has no quantization.
+    """
+    workspace.path(QUANTIZED).unlink(missing_ok=True)
+    if options.precision is not Precision.INT8:
+        return {"quantization": _skipped(options)}
+    model = load_model(workspace.path(PREPARED))
+    placement = place(model)
+    if not placement.weights:
+        return {"quantization": "skipped: no layer of the model can run in 8 bits", **_layers(placement)}
+    table = json.loads(workspace.path(CALIBRATION).read_bytes())["tensors"]
+    thresholds = {name: entry["threshold"] for name, entry in table.items()}
+    bits = _runtime().weight_bits()
+    quantized = quantize_model(model, placement, thresholds, weight_bits=bits)
+    save_model(quantized, workspace.path(QUANTIZED))
+    progress(1.0)
+    return {"weight_bits": bits, **_layers(placement)}
+
+
+def compile_engine(workspace: Workspace, options: BuildOptions, progress: Progress) -> dict[str, Any]:  # noqa: ARG001 # the signature of every phase
+    """Compiles what may serve, into the cache of engines where there is one.
+
+    An 8-bit model that cannot be compiled is no failure of the build: verify will have FP32 serve.
+
+    Raises:
+        CompileError: the FP32 model cannot be compiled.
+    """
+    runtime, given = _runtime(), resources.current()
+    seconds: dict[str, float] = {}
+    problem = None
+    for done, name in enumerate((PREPARED, QUANTIZED)):
+        if not workspace.path(name).exists():
+            continue
+        start_s = time.perf_counter()
+        try:
+            runtime.compile(workspace.path(name), threads=given.threads, cache=given.cache).close()
+        except CompileError as error:
+            if name == PREPARED:
+                raise
+            problem = str(error)
+        seconds[name] = round(time.perf_counter() - start_s, 3)
+        progress((done + 1) / 2)
+    record = {
+        "runtime": runtime.name,
+        "hardware_key": runtime.hardware_key(),
+        "weight_bits": runtime.weight_bits(),
+        "compile_s": seconds,
+        "problem": problem,
+    }
+    _write(workspace, COMPILED, record)
+    return {"hardware_key": record["hardware_key"], "compile_s": seconds}
+
+
+def verify(workspace: Workspace, options: BuildOptions, progress: Progress) -> dict[str, Any]:
+    """Seals the proof, has the compiled engines replay it, and writes the report.
+
+    Raises:
+        CalibrationError: FP32 itself answers NaN, or fails on the verify rows.
+        EngineRefusedError: not even the FP32 engine answers like FP32.
+    """
+    report = verify_engines(workspace, options, _runtime(), progress)
+    report.save(workspace.path(REPORT))
+    progress(1.0)
+    return report.summary()
+
+
+def recorded(name: str, run: Run) -> Run:
+    """`run`, leaving a record of its seconds and its summary."""
+
+    def timed(workspace: Workspace, options: BuildOptions, progress: Progress) -> dict[str, Any]:
+        start_s = time.perf_counter()
+        summary = run(workspace, options, progress)
+        seconds = round(time.perf_counter() - start_s, 3)
+        _write(workspace, f"{PHASE_RECORDS}{name}.json", {"seconds": seconds, "summary": summary})
+        return summary
+
+    return timed
+
+
+def _phase(name: str, run: Run, *outputs: str) -> Phase:
+    return Phase(name=name, run=recorded(name, run), outputs=(*outputs, f"{PHASE_RECORDS}{name}.json"))
+
+
+PHASES: tuple[Phase, ...] = (
+    _phase("validate", validate, VALIDATED, SAMPLES),
+    _phase("prepare", prepare, PREPARED),
+    _phase("calibrate", calibrate, CALIBRATION, HISTOGRAMS),
+    _phase("quantize", quantize, QUANTIZED),
+    _phase("compile", compile_engine, COMPILED),
+    _phase("verify", verify, PROOF, REPORT),
+)
+"""All phases of a build, in order."""
+
+
+def _runtime() -> Runtime:
+    return OpenVINORuntime()
+
+
+def _skipped(options: BuildOptions) -> str:
+    return f"skipped: the build asks for {options.precision.value}"
+
+
+def _layers(placement: Placement) -> dict[str, Any]:
+    return {"layers_quantized": len(placement.weights), "layers_skipped": len(placement.skipped)}
+
+
+def _write(workspace: Workspace, name: str, content: dict[str, Any]) -> None:
+    workspace.path(name).write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")

@@ -1,0 +1,222 @@
+"""The report of a build: what was asked, what was made, how it was proven, and what it costs to run."""
+
+import enum
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Self
+
+import pydantic
+from pydantic import BaseModel, ConfigDict
+
+from engines.accuracy import Accuracy
+from engines.errors import InvalidArtifactError
+from engines.options import CalibrationMethod, Contract, Precision
+
+FEW_ROWS = 32
+"""Fewer verify rows than these are weak evidence: a model that fails one row in twenty passes on them, one time
+in five."""
+_LIBRARIES = ("octet", "openvino", "onnxruntime", "onnx", "numpy")
+
+
+class Verdict(enum.StrEnum):
+    """What came of the build."""
+
+    ACCEPTED = "accepted"
+    """The engine that was asked for reproduced its proof and serves."""
+    REFUSED = "refused"
+    """The 8-bit engine may not answer; FP32 serves instead."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class OutputReport(_Part):
+    """`engines.accuracy.OutputAccuracy`, for one output of the compiled engine."""
+
+    name: str
+    rows: int
+    sqnr_db: float | None
+    row_sqnr_p5_db: float | None
+    cosine: float | None
+    max_abs_error: float | None
+    top1_agreement: float | None
+    equal_share: float | None
+    nonfinite: int
+
+
+class EngineReport(_Part):
+    """One compiled engine against FP32."""
+
+    holds: bool
+    # Why it may not answer.
+    miss: str | None
+    # The contract's metric; None where the engine did not run.
+    value: float | None
+    outputs: tuple[OutputReport, ...]
+
+
+class Evidence(_Part):
+    """How much the proof rests on."""
+
+    calibrate_rows: int
+    tune_rows: int
+    verify_rows: int
+    # Of the verify rows, those that are sealed in the proof.
+    proof_rows: int
+    # Whether no row was used twice.
+    disjoint: bool
+    # Why the evidence is weak, where it is.
+    weak: str | None
+
+
+class Batching(_Part):
+    """Whether rows of different requests may share a batch."""
+
+    batchable: bool
+    reason: str | None
+
+
+class Sizes(_Part):
+    """Sizes of the model files."""
+
+    uploaded_bytes: int
+    prepared_bytes: int
+    quantized_bytes: int | None
+
+
+class SkippedLayerReport(_Part):
+    """A layer with weights that stays floating."""
+
+    node: str
+    operator: str
+    reason: str
+
+
+class Layers(_Part):
+    """What runs in 8 bits, by node name, and what does not."""
+
+    quantized: tuple[str, ...] = ()
+    skipped: tuple[SkippedLayerReport, ...] = ()
+
+
+class ThresholdReport(_Part):
+    """The clipping threshold of one activation."""
+
+    threshold: float
+    # Largest magnitude that was seen.
+    absmax: float
+    method: CalibrationMethod
+
+
+class LatencyReport(_Part):
+    """Median time of one run of the engine, nothing in front of it."""
+
+    rows: int
+    fp32_ms: float
+    int8_ms: float | None
+
+
+class Hardware(_Part):
+    """Where the proof was made."""
+
+    runtime: str
+    key: str
+    weight_bits: int
+    threads: int
+    processor: str
+
+
+class Report(_Part):
+    """See the module. Figures are those of compiled engines on `hardware`."""
+
+    format: int = 1
+    verdict: Verdict
+    # Why the 8-bit engine does not serve, where it does not.
+    reason: str | None
+    requested: Precision
+    serving: Precision
+    contract: Contract
+    fp32: EngineReport
+    int8: EngineReport | None
+    evidence: Evidence
+    batching: Batching
+    sizes: Sizes
+    layers: Layers
+    thresholds: dict[str, ThresholdReport]
+    latencies: tuple[LatencyReport, ...]
+    hardware: Hardware
+    versions: dict[str, str]
+    # Seconds that each phase took.
+    phases: dict[str, float]
+
+    def save(self, path: Path) -> None:
+        """Writes the report as JSON."""
+        path.write_text(self.model_dump_json(indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads a report.
+
+        Raises:
+            InvalidArtifactError: it is missing or damaged.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, pydantic.ValidationError) as error:
+            raise InvalidArtifactError(
+                f"{path.name!r} is missing or damaged; restore it or build the version again."
+            ) from error
+
+    @property
+    def speedup(self) -> float | None:
+        """How many times as fast as FP32 the 8-bit engine is, at the largest batch that was timed."""
+        if not self.latencies or self.latencies[-1].int8_ms is None:
+            return None
+        return self.latencies[-1].fp32_ms / self.latencies[-1].int8_ms
+
+    def summary(self) -> dict[str, Any]:
+        """The figures that are shown wherever the version is, of the engine that serves."""
+        engine = self.int8 if self.serving is Precision.INT8 and self.int8 else self.fp32
+
+        def worst(metric: str) -> float | None:
+            return min((v for o in engine.outputs if (v := getattr(o, metric)) is not None), default=None)
+
+        return {
+            "verdict": self.verdict.value,
+            "reason": self.reason,
+            "precision": self.serving.value,
+            "sqnr_db": worst("sqnr_db"),
+            "cosine": worst("cosine"),
+            "top1_agreement": worst("top1_agreement"),
+            "batchable": self.batching.batchable,
+            "weak_evidence": self.evidence.weak,
+            "speedup": self.speedup if self.serving is Precision.INT8 else None,
+            "fp32_bytes": self.sizes.prepared_bytes,
+            "int8_bytes": self.sizes.quantized_bytes,
+        }
+
+
+def weak_evidence(*, verify_rows: int, proof_rows: int, disjoint: bool) -> str | None:
+    """Why the evidence is weak, or None where it is not."""
+    reasons = []
+    if not disjoint:
+        reasons.append("the samples are too few to keep some aside, so the proof uses rows that calibrated")
+    if proof_rows < FEW_ROWS:
+        reasons.append(f"the proof has {proof_rows} rows, fewer than {FEW_ROWS}")
+    if not reasons:
+        return None
+    more = "" if proof_rows < verify_rows else "; upload more samples"
+    return " and ".join(reasons) + more
+
+
+def output_reports(accuracy: Accuracy | None) -> tuple[OutputReport, ...]:
+    """The accuracy of each output, for the report."""
+    if accuracy is None:
+        return ()
+    return tuple(OutputReport.model_validate(vars(output)) for output in accuracy.outputs)
+
+
+def versions() -> dict[str, str]:
+    """Versions of octet and of the libraries that figures depend on."""
+    return {name: metadata.version(name) for name in _LIBRARIES}

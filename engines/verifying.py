@@ -1,0 +1,216 @@
+"""The last phase of a build: the proof is sealed, the compiled engines replay it, the report is written."""
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from engines import resources
+from engines.latency import latencies_ms, repeated
+from engines.loading import Trial, fp32_engine, try_engine
+from engines.model import load_model
+from engines.options import BuildOptions, Contract, Precision
+from engines.proof import Proof, Verification
+from engines.quantization.placement import place
+from engines.report import (
+    Batching,
+    EngineReport,
+    Evidence,
+    Hardware,
+    LatencyReport,
+    Layers,
+    Report,
+    Sizes,
+    SkippedLayerReport,
+    ThresholdReport,
+    Verdict,
+    output_reports,
+    versions,
+    weak_evidence,
+)
+from engines.runtimes.base import Engine, Runtime
+from engines.runtimes.reference import ReferenceSession
+from engines.samples import SampleSet, Splits
+from engines.workspace import (
+    CALIBRATION,
+    PHASE_RECORDS,
+    PREPARED,
+    PROOF,
+    QUANTIZED,
+    SAMPLES,
+    UPLOADED_MODEL,
+    Workspace,
+)
+
+NOTHING_TO_QUANTIZE = "no layer of the model can run in 8 bits"
+
+
+def verify(
+    workspace: Workspace, options: BuildOptions, runtime: Runtime, progress: Callable[[float], None]
+) -> Report:
+    """Proves the engines that this machine compiles from the workspace's models.
+
+    Writes the proof. The verify rows are used here alone; the FP32 engine is proven in any case, because it
+    serves wherever the 8-bit one may not.
+
+    Raises:
+        CalibrationError: FP32 itself answers NaN, or fails on the verify rows.
+        EngineRefusedError: not even the FP32 engine answers like FP32.
+        CompileError: the FP32 model cannot be compiled.
+    """
+    start_s = time.perf_counter()
+    given = resources.current()
+    splits = SampleSet.open(workspace.root / SAMPLES).split()
+    proof = _sealed(workspace, splits, options.contract)
+    progress(0.3)
+    with ExitStack() as stack:
+        fp32, verification = fp32_engine(
+            runtime, workspace.root, proof, threads=given.threads, cache=given.cache
+        )
+        stack.enter_context(fp32)
+        progress(0.5)
+        trial = None
+        if QUANTIZED in proof.hashes:
+            trial = try_engine(
+                runtime,
+                workspace.path(QUANTIZED),
+                proof,
+                Precision.INT8,
+                threads=given.threads,
+                cache=given.cache,
+            )
+            if trial.engine is not None:
+                stack.enter_context(trial.engine)
+        progress(0.8)
+        latencies = _latencies(proof, options, fp32, trial)
+    miss = _refusal(options, trial)
+    serving = Precision.INT8 if trial is not None and miss is None else Precision.FP32
+    unbatchable = (trial.verification if trial and serving is Precision.INT8 else verification).unbatchable
+    return Report(
+        verdict=Verdict.REFUSED if miss else Verdict.ACCEPTED,
+        reason=f"{miss}, so FP32 serves." if miss else None,
+        requested=options.precision,
+        serving=serving,
+        contract=options.contract,
+        fp32=_engine_report(verification),
+        int8=_engine_report(trial.verification) if trial else None,
+        evidence=_evidence(splits, proof),
+        batching=Batching(batchable=unbatchable is None, reason=unbatchable),
+        sizes=_sizes(workspace),
+        layers=_layers(workspace) if options.precision is Precision.INT8 else Layers(),
+        thresholds=_thresholds(workspace),
+        latencies=latencies,
+        hardware=_hardware(runtime, given.threads),
+        versions=versions(),
+        phases=_phases(workspace) | {"verify": round(time.perf_counter() - start_s, 3)},
+    )
+
+
+def _sealed(workspace: Workspace, splits: Splits, contract: Contract) -> Proof:
+    """The proof of what is in the workspace, also written there."""
+    uploaded = load_model(workspace.path(UPLOADED_MODEL)).proto.SerializeToString()
+    reference = ReferenceSession(uploaded, threads=resources.current().threads)
+    artifact = {name: path for name in (PREPARED, QUANTIZED) if (path := workspace.path(name)).exists()}
+    proof = Proof.seal(reference, splits.verify, contract, artifact)
+    proof.save(workspace.path(PROOF))
+    return proof
+
+
+def _refusal(options: BuildOptions, trial: Trial | None) -> str | None:
+    """Why the 8-bit engine that was asked for may not answer."""
+    if options.precision is not Precision.INT8:
+        return None
+    return NOTHING_TO_QUANTIZE if trial is None else trial.verification.miss
+
+
+def _latencies(
+    proof: Proof, options: BuildOptions, fp32: Engine, trial: Trial | None
+) -> tuple[LatencyReport, ...]:
+    """One row, and the largest batch that will be run."""
+    batch = proof.batches[0]
+    sizes = {1, options.batching.max_batch_rows} if proof.free_rows else {batch.size}
+    ran = trial is not None and trial.engine is not None and trial.verification.accuracy is not None
+    engines = [fp32, trial.engine] if ran and trial and trial.engine else [fp32]
+    found = []
+    for rows in sorted(sizes):
+        times_ms = latencies_ms(engines, repeated(batch.inputs, rows))
+        int8_ms = times_ms[1] if len(times_ms) > 1 else None
+        found.append(LatencyReport(rows=rows, fp32_ms=times_ms[0], int8_ms=int8_ms))
+    return tuple(found)
+
+
+def _engine_report(verification: Verification) -> EngineReport:
+    return EngineReport(
+        holds=verification.holds,
+        miss=verification.miss,
+        value=verification.value,
+        outputs=output_reports(verification.accuracy),
+    )
+
+
+def _evidence(splits: Splits, proof: Proof) -> Evidence:
+    rows = splits.verify.rows
+    return Evidence(
+        calibrate_rows=splits.calibrate.rows,
+        tune_rows=splits.tune.rows,
+        verify_rows=rows,
+        proof_rows=proof.rows,
+        disjoint=splits.disjoint,
+        weak=weak_evidence(verify_rows=rows, proof_rows=proof.rows, disjoint=splits.disjoint),
+    )
+
+
+def _sizes(workspace: Workspace) -> Sizes:
+    quantized = workspace.path(QUANTIZED)
+    return Sizes(
+        uploaded_bytes=workspace.path(UPLOADED_MODEL).stat().st_size,
+        prepared_bytes=workspace.path(PREPARED).stat().st_size,
+        quantized_bytes=quantized.stat().st_size if quantized.exists() else None,
+    )
+
+
+def _layers(workspace: Workspace) -> Layers:
+    placement = place(load_model(workspace.path(PREPARED)))
+    return Layers(
+        quantized=tuple(weight.use.node for weight in placement.weights),
+        skipped=tuple(SkippedLayerReport.model_validate(vars(layer)) for layer in placement.skipped),
+    )
+
+
+def _thresholds(workspace: Workspace) -> dict[str, ThresholdReport]:
+    path = workspace.path(CALIBRATION)
+    if not path.exists():
+        return {}
+    table = json.loads(path.read_bytes())["tensors"]
+    return {name: ThresholdReport.model_validate(entry) for name, entry in table.items()}
+
+
+def _hardware(runtime: Runtime, threads: int) -> Hardware:
+    return Hardware(
+        runtime=runtime.name,
+        key=runtime.hardware_key(),
+        weight_bits=runtime.weight_bits(),
+        threads=threads,
+        processor=_processor(),
+    )
+
+
+def _processor() -> str:
+    """The processor's name as it tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _phases(workspace: Workspace) -> dict[str, float]:
+    def seconds(name: str) -> float:
+        record: dict[str, Any] = json.loads(workspace.path(name).read_bytes())
+        return float(record["seconds"])
+
+    return {Path(name).stem: seconds(name) for name in workspace.list(PHASE_RECORDS)}
