@@ -88,6 +88,11 @@ class Deployments:
         """
         return self._first is not None and not self._first and not self._retiring
 
+    @property
+    def retiring(self) -> bool:
+        """Whether this server is about to stop: answers without an end should end now."""
+        return self._retiring
+
     async def start(self) -> None:
         """Begins to follow the catalog."""
         loop = asyncio.get_running_loop()

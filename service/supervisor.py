@@ -28,7 +28,7 @@ _LONGEST_PAUSE_S = 10.0
 # A child that lived so long had started well.
 _HEALTHY_S = 10.0
 _MOST_DEATHS_AT_START = 3
-_GRACE_S = 30.0
+_GRACE_S = 25.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

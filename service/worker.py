@@ -58,9 +58,9 @@ def run(settings: Settings) -> None:
     queue.launch()
     logger.info("ready for builds")
     chores = [
-        _Chore(queue.sweep, every_s=_SWEEP_S),
-        _Chore(queue.give_up, every_s=_GIVE_UP_S),
-        _Chore(lambda: tidy(catalog, store), every_s=_TIDY_S),
+        Chore(queue.sweep, every_s=_SWEEP_S),
+        Chore(queue.give_up, every_s=_GIVE_UP_S),
+        Chore(lambda: tidy(catalog, store), every_s=_TIDY_S),
     ]
     while True:
         for chore in chores:
@@ -92,7 +92,7 @@ def build_sandbox(settings: Settings) -> Sandbox:
     return Sandbox(limits, environment=environment)
 
 
-class _Chore:
+class Chore:
     """Something to be done every now and then, of which a failure must not end the worker."""
 
     def __init__(self, work: Callable[[], None], *, every_s: float) -> None:
@@ -101,6 +101,7 @@ class _Chore:
         self._due_at = time.monotonic()
 
     def run_if_due(self) -> None:
+        """Does it, unless it was done less than its interval ago."""
         if time.monotonic() < self._due_at:
             return
         self._due_at = time.monotonic() + self._every_s

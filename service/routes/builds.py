@@ -168,7 +168,7 @@ async def _events(context: Context, build: Build) -> AsyncIterator[bytes]:
             # A comment, so that proxies keep the connection and a client that has left is noticed.
             yield b": still going on\n\n"
             heard_at = time.monotonic()
-        if build.state.ended:
+        if build.state.ended or context.deployments.retiring:
             return
         await asyncio.sleep(_EVENTS_POLL_S)
         build = await asyncio.to_thread(context.catalog.build, build.id)

@@ -284,9 +284,24 @@ def test_a_stop_in_the_middle_of_a_build_is_in_order_and_the_build_goes_on(tmp_p
     with running(tmp_path / "home") as service:
         build = service.upload("later").json()
         wait_for(lambda: service.build(build["id"])["phase"] is not None, "the build to begin", 20, service)
-        assert service.stop() == 0
+        with service.client.stream("GET", f"/v1/builds/{build['id']}/events") as events:
+            assert next(events.iter_lines())
+            stopping = time.monotonic()
+            assert service.stop() == 0
+            assert time.monotonic() - stopping < 5, "an open stream of events must not keep the server"
         assert not service.processes()
         assert "Traceback" not in service.log
         service.start()
         assert service.ended(build["id"])["state"] == "succeeded"
     assert "octet is ready at" in service.log
+
+
+def test_a_build_that_fails_in_an_unforeseen_way_ends_and_the_next_one_runs(tmp_path: Path) -> None:
+    with running(tmp_path / "home") as service:
+        work = tmp_path / "home" / "work"
+        work.touch()
+        build = service.ended(service.upload("unlucky").json()["id"])
+        assert (build["state"], build["error"]["code"]) == ("failed", "build.internal")
+        assert "the build could not be carried out (error: " in build["error"]["error"]
+        work.unlink()
+        assert service.ended(service.upload("unlucky").json()["id"])["state"] == "succeeded"
