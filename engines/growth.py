@@ -58,8 +58,7 @@ def constant_value(node: onnx.NodeProto) -> TensorProto | None:
 def grown_elements(node: onnx.NodeProto, constants: Mapping[str, TensorProto]) -> int | None:
     """Elements that a growing node writes at least, by its constant operands.
 
-    None where the node does not grow or its operands are not constant. Reads only operands of at most
-    MAX_RANK elements; `check_growth` refuses longer ones.
+    None where the node does not grow or its operands are not constant.
     """
     if node.domain or node.op_type not in GROWING:
         return None
@@ -71,7 +70,7 @@ def grown_elements(node: onnx.NodeProto, constants: Mapping[str, TensorProto]) -
         return _range_elements(*(v[0].item() for v in values)) if len(values) == 3 else None
     position = _SHAPE_OPERAND[node.op_type]
     operand = constants.get(node.input[position]) if len(node.input) > position else None
-    if operand is None or _elements(operand) > MAX_RANK:
+    if operand is None:
         return None
     elements = math.prod(max(0, int(size)) for size in numpy_helper.to_array(operand).ravel())
     repeated = constants.get(node.input[0]) if node.op_type == "Tile" else None

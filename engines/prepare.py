@@ -20,6 +20,8 @@ from engines.preparation.tidying import (
 )
 
 _FOLDING_ROUNDS = 8
+_FREE_FOLDED_BYTES = 64 * 2**20
+"""What folding may add to a model, besides twice the size of its weights."""
 _PROPAGATED_ELEMENTS = 256
 _SHAPE_TYPES = (TensorProto.INT32, TensorProto.INT64)
 
@@ -56,6 +58,7 @@ def prepare(model: Model) -> Model:
 
 def _fold(proto: onnx.ModelProto) -> None:
     """Folds until nothing changes: a folded shape makes further shapes known."""
+    budget_bytes = _FREE_FOLDED_BYTES + 2 * sum(tensor.ByteSize() for tensor in proto.graph.initializer)
     for _ in range(_FOLDING_ROUNDS):
         remove_dead_nodes(proto.graph)
         shapes = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
@@ -63,8 +66,11 @@ def _fold(proto: onnx.ModelProto) -> None:
             dims = value.type.tensor_type.shape.dim
             if value.type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
                 shapes[value.name] = tuple(dim.dim_value for dim in dims)
-        if not fold_constants(proto.graph, shapes, default_opset(proto)):
+        opset = default_opset(proto)
+        added_bytes = fold_constants(proto.graph, shapes, opset=opset, budget_bytes=budget_bytes)
+        if not added_bytes:
             return
+        budget_bytes -= added_bytes
 
 
 def _infer(proto: onnx.ModelProto, *, data_prop: bool) -> list[onnx.ValueInfoProto]:

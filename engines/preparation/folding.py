@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.reference
-import onnx.shape_inference
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.growth import GROWING, check_growth, grown_elements
+from engines.growth import GROWING, grown_elements
 
 _ELEMENTWISE = frozenset(
     {
@@ -42,38 +41,35 @@ _FOLDED = _ELEMENTWISE | _SAME_SIZE | GROWING | {"Concat", "Gather"}
 
 _FREE_ELEMENTS = 2**16
 """Results up to this size are folded whatever they come from."""
-_FREE_BYTES = 64 * 2**20
-"""All results together may have this size and twice that of the model's weights."""
-
 _Constants = dict[str, TensorProto]
 
 
-def fold_constants(graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]], opset: int) -> bool:
-    """Evaluates nodes whose inputs are all constant and puts initializers in their place; whether there were any.
+def fold_constants(
+    graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]], *, opset: int, budget_bytes: int
+) -> int:
+    """Evaluates nodes whose inputs are all constant and puts initializers in their place.
 
-    `shapes` are those of tensors that are known entirely: Shape and Size of them are constant too.
-
-    Raises:
-        UnsupportedModelError: a constant that only folding brings to light asks for a tensor past all bounds.
+    `shapes` are those of tensors that are known entirely: Shape and Size of them are constant too. Returns the
+    bytes that were added, at most `budget_bytes`; 0 where there was nothing to fold.
     """
     constants = {tensor.name: tensor for tensor in graph.initializer}
     outputs = {value.name for value in graph.output}
-    budget_bytes = _FREE_BYTES + 2 * sum(tensor.ByteSize() for tensor in graph.initializer)
+    added_bytes = 0
     folded = []
     for place, node in enumerate(graph.node):
         if outputs.intersection(node.output) or len(node.output) != 1:
             continue
         value = _shape_value(node, shapes) or _evaluated(node, constants, opset)
-        if value is None or value.ByteSize() > budget_bytes:
+        if value is None or added_bytes + value.ByteSize() > budget_bytes:
             continue
-        budget_bytes -= value.ByteSize()
+        added_bytes += value.ByteSize()
         value.name = node.output[0]
         constants[value.name] = value
         graph.initializer.append(value)
         folded.append(place)
     for place in reversed(folded):
         del graph.node[place]
-    return bool(folded)
+    return added_bytes
 
 
 def _shape_value(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> TensorProto | None:
@@ -91,19 +87,15 @@ def _evaluated(node: onnx.NodeProto, constants: _Constants, opset: int) -> Tenso
     names = [name for name in node.input if name]
     if node.op_type not in _FOLDED or not names or any(name not in constants for name in names):
         return None
-    check_growth([node], constants)
     size = _elements_after(node, constants)
     if size is None or size > max(_FREE_ELEMENTS, *(math.prod(constants[name].dims) for name in names)):
         return None
     model = _single_node_model(node, {name: constants[name] for name in names}, opset)
     try:
-        inferred = onnx.shape_inference.infer_shapes(model)
-        wanted = helper.tensor_dtype_to_np_dtype(inferred.graph.output[0].type.tensor_type.elem_type)
-        result = _run(model)
+        return numpy_helper.from_array(_run(model))
     except _EVALUATION_ERRORS:
         # The evaluator is not complete; what it cannot do is left to the runtime.
         return None
-    return numpy_helper.from_array(result) if result.dtype == wanted else None
 
 
 def _run(model: onnx.ModelProto) -> NDArray[Any]:
@@ -120,7 +112,6 @@ _EVALUATION_ERRORS = (
     RuntimeError,
     TypeError,
     ValueError,
-    onnx.shape_inference.InferenceError,
 )
 
 

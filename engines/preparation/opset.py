@@ -60,14 +60,7 @@ def set_ir_version(proto: onnx.ModelProto) -> None:
 def _converted(proto: onnx.ModelProto, target: int) -> onnx.ModelProto:
     converted = onnx.version_converter.convert_version(proto, target)
     set_ir_version(converted)
-    # The converter goes through a representation of its own, so what the model promises is put back.
-    for field in ("input", "output"):
-        values = getattr(converted.graph, field)
-        promised = getattr(proto.graph, field)
-        if [value.name for value in values] != [value.name for value in promised]:
-            raise ValueError(f"the converter changed the model's {field}s")
-        del values[:]
-        values.extend(promised)
+    # Where an adapter is missing or wrong, the converter may leave what the new opset does not allow.
     onnx.checker.check_model(converted)
     onnx.shape_inference.infer_shapes(converted, check_type=True, strict_mode=True)
     return converted

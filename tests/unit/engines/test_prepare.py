@@ -120,6 +120,11 @@ class TestEveryModel:
     def test_ir_version_is_one_that_runtimes_read(self) -> None:
         assert prepare(load_model(graphs.mlp(opset=11).SerializeToString())).proto.ir_version == 10
 
+    def test_ir_version_too_new_for_runtimes_is_lowered(self) -> None:
+        proto = graphs.mlp(opset=21)
+        proto.ir_version = onnx.IR_VERSION
+        assert prepare(load_model(proto.SerializeToString())).proto.ir_version == 10
+
     def test_inferred_shapes_of_all_tensors_between(self) -> None:
         model = prepare(load_model(graphs.residual_net().SerializeToString()))
         shapes = {value.name: value.type.tensor_type.shape for value in model.proto.graph.value_info}
@@ -224,6 +229,19 @@ class TestOpset:
         after = prepare(before)
         assert after.opset == expected
         assert_same_answers(before, after)
+
+    def test_conversions_that_break_the_model_do_not_count(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        convert = onnx.version_converter.convert_version
+
+        def careless(proto: onnx.ModelProto, target: int) -> onnx.ModelProto:
+            converted = convert(proto, min(target, 20))
+            if target == 21:
+                converted.opset_import[0].version = 21
+                converted.graph.node[0].attribute.add(name="axes", type=onnx.AttributeProto.INTS, ints=[1])
+            return converted
+
+        monkeypatch.setattr("onnx.version_converter.convert_version", careless)
+        assert prepare(loaded([node("ReduceSum", "x", "y")], opset=13)).opset == 20
 
     def test_opset_too_old_to_convert(self, monkeypatch: pytest.MonkeyPatch) -> None:
         _limit_converter(monkeypatch, 12)
@@ -398,6 +416,26 @@ class TestConstants:
         after = prepare(before)
         assert "Expand" in operators(after)
         assert after.proto.ByteSize() < 10_000
+        assert_same_answers(before, after)
+
+    def test_folding_has_a_budget(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each transposed copy is no larger than the weights, but a model may ask for any number of them."""
+        monkeypatch.setattr("engines.prepare._FREE_FOLDED_BYTES", 0)
+        nodes = [node("Transpose", "w", "w0")]
+        nodes += [node("Transpose", f"w{level}", f"w{level + 1}") for level in range(9)]
+        before = loaded([*nodes, node("MatMul", "x w9", "y")], {"w": W})
+        after = prepare(before)
+        assert operators(after).count("Transpose") == 8
+        assert_same_answers(before, after)
+
+    def test_outputs_that_could_be_folded_stay_computed(self) -> None:
+        before = loaded(
+            [node("Add", "k k", "z"), node("Relu", "x", "y")],
+            {"k": f32([[1, 2]])},
+            outputs=[floats("z", 1, 2), floats("y", "n", 6)],
+        )
+        after = prepare(before)
+        assert sorted(operators(after)) == ["Add", "Relu"]
         assert_same_answers(before, after)
 
     def test_quantized_weights_stay_quantized(self) -> None:

@@ -273,7 +273,7 @@ class TestUnreadableFiles:
         content = bytearray(upload.read_bytes())
         content[content.rfind(b"PK\x01\x02") + 8] |= 1
         upload.write_bytes(content)
-        assert "is encrypted" in refusal(upload, X, folder)
+        assert "is encrypted: save the arrays with np.savez, without a password" in refusal(upload, X, folder)
 
     def test_split_archive(self, upload: Path, folder: Path) -> None:
         np.savez(upload, x=rows_of(2))
@@ -513,6 +513,15 @@ class TestFitWithTheModel:
         assert "input 'x' in the sample file 'samples.npz' holds 3 values that are NaN or infinite" in message
         assert "first in row 4" in message
 
+    def test_rows_are_counted_over_all_blocks(
+        self, upload: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("engines.sample_files.BLOCK_BYTES", 20)
+        values = rows_of(9)
+        values[7, 1] = np.nan
+        np.savez(upload, x=values)
+        assert "holds 1 values that are NaN or infinite, the first in row 7" in refusal(upload, X, folder)
+
     def test_zero_rows(self, upload: Path, folder: Path) -> None:
         np.savez(upload, x=np.zeros((0, 3), np.float32))
         assert "input 'x' in the sample file 'samples.npz' has no rows (shape [0, 3])" in refusal(
@@ -556,7 +565,8 @@ class TestStoredSamples:
         np.savez(upload, x=rows_of(5))
         import_samples([upload], X, folder)
         index = json.loads((folder / "index.json").read_text())
-        index["segments"][0]["files"] = ["../../elsewhere.npy"]
+        np.save(folder.parent / "elsewhere.npy", rows_of(5))
+        index["segments"][0]["files"] = ["../elsewhere.npy"]
         (folder / "index.json").write_text(json.dumps(index))
         with pytest.raises(InvalidArtifactError, match="No such file"):
             SampleSet.open(folder)
