@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,6 +21,9 @@ BINS = 4096
 
 _LOWEST_EXPONENT = -100
 """Below 2^-100 all values share the range [0, 2^-100): the factor to a bin must be a normal float32."""
+
+_CHUNK = 1 << 24
+"""Values counted at a time: other types are converted in pieces, and 32-bit counters never overflow."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,23 +48,24 @@ class Histogram:
         )
 
     @classmethod
-    def of(cls, values: Array) -> Self:
-        """Of all elements of a floating array of any shape.
+    def of(cls, values: Array) -> "Histogram":
+        """Of all elements of a floating array of any shape; types other than float32 are rounded to it.
 
         Raises:
-            CalibrationError: a value is NaN or infinite.
+            CalibrationError: a value is NaN or infinite, or too large for float32.
         """
-        flat = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
-        if flat.size == 0:
-            return cls.empty()
-        minimum, maximum = float(flat.min()), float(flat.max())
-        if not (math.isfinite(minimum) and math.isfinite(maximum)):
-            bad = int(np.count_nonzero(~np.isfinite(flat)))
-            raise CalibrationError(f"{bad} of {flat.size} values are NaN or infinite")
-        exponent = _exponent(max(-minimum, maximum))
-        counts = np.zeros(BINS, np.int64)
-        zeros = _count(flat, np.float32(math.ldexp(BINS, -exponent)), counts)
-        return cls(counts=counts, exponent=exponent, zeros=int(zeros), minimum=minimum, maximum=maximum)
+        flat = values.reshape(-1)
+        histogram: Histogram = cls.empty()
+        for start in range(0, flat.size, _CHUNK):
+            with np.errstate(over="ignore"):
+                chunk = np.ascontiguousarray(flat[start : start + _CHUNK], dtype=np.float32)
+            found = _counted(chunk)
+            if found is None:
+                with np.errstate(over="ignore"):
+                    bad = int(np.count_nonzero(~np.isfinite(flat.astype(np.float32, copy=False))))
+                raise CalibrationError(f"{bad} of {flat.size} values are NaN or infinite")
+            histogram = histogram.merge(found)
+        return histogram
 
     def merge(self, other: "Histogram") -> "Histogram":
         """Of the values of both; exact, commutative and associative."""
@@ -124,43 +127,20 @@ class Histogram:
         return folded
 
 
-def _exponent(absmax: float) -> int:
-    """The smallest k >= -100 with absmax < 2^k."""
-    return max(math.frexp(absmax)[1], _LOWEST_EXPONENT) if absmax > 0 else _LOWEST_EXPONENT
+def _counted(values: NDArray[np.float32]) -> Histogram | None:
+    """Of at least one and at most `_CHUNK` values; None where one is NaN or infinite."""
+    from engines.calibration.histogram_kernel import count  # noqa: PLC0415 # numba takes a second to import
+
+    counts = np.zeros(BINS, np.int64)
+    exponent, zeros, low, high = count(values, values.view(np.int32), counts, _LOWEST_EXPONENT)
+    minimum, maximum = _float(low), _float(high)
+    if not (math.isfinite(minimum) and math.isfinite(maximum)):
+        return None
+    return Histogram(counts=counts, exponent=exponent, zeros=zeros, minimum=minimum, maximum=maximum)
 
 
-_LANES = 4
-
-
-@numba.njit("int64(float32[::1], float32, int64[::1])", nogil=True, cache=True)  # type: ignore[untyped-decorator] # numba ships no types
-def _count(values: NDArray[np.float32], bins_per_unit: np.float32, counts: NDArray[np.int64]) -> int:
-    """Adds the magnitudes of `values` to `counts` and returns how many were exactly 0.
-
-    Multiplying by a power of two is exact, so the bin is that of real arithmetic. Neighbours are counted in
-    tables of their own, since equal ones would wait for each other's increment; 32-bit numbers throughout keep
-    the four tables in the first-level cache (7 times faster than one table of 64-bit counts).
-    """
-    tables = np.zeros((_LANES, BINS), np.uint32)
-    one = np.uint32(1)
-    zeros = 0
-    # The tables are emptied before 32 bits could overflow.
-    for start in range(0, values.size, 1 << 31):
-        end = min(start + (1 << 31), values.size)
-        quads = start + ((end - start) & ~3)
-        for index in range(start, quads, 4):
-            first, second = abs(values[index]), abs(values[index + 1])
-            third, fourth = abs(values[index + 2]), abs(values[index + 3])
-            tables[0, np.uint32(np.int32(first * bins_per_unit))] += one
-            tables[1, np.uint32(np.int32(second * bins_per_unit))] += one
-            tables[2, np.uint32(np.int32(third * bins_per_unit))] += one
-            tables[3, np.uint32(np.int32(fourth * bins_per_unit))] += one
-            zeros += int(first == 0) + int(second == 0) + int(third == 0) + int(fourth == 0)
-        for index in range(quads, end):
-            tables[0, np.uint32(np.int32(abs(values[index]) * bins_per_unit))] += one
-            zeros += int(values[index] == 0)
-        for index in range(BINS):
-            for lane in range(_LANES):
-                counts[index] += np.int64(tables[lane, index])
-                tables[lane, index] = 0
-    counts[0] -= zeros
-    return zeros
+def _float(key: int) -> float:
+    """The float with this key: negative floats are ordered backwards, so all but their sign is inverted."""
+    bits = np.array(key if key >= 0 else key ^ 0x7FFFFFFF, np.int32)
+    # -0.0 becomes 0.0: which of the two comes last must not show in the result.
+    return float(bits.view(np.float32)) + 0.0

@@ -1,4 +1,7 @@
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
 import numpy as np
+import onnx
 import pytest
 
 from engines.calibration.histogram import Histogram
@@ -6,19 +9,25 @@ from engines.calibration.observer import observe
 from engines.errors import CalibrationError
 from engines.model import from_proto
 from engines.runtimes.reference import ReferenceSession
+from engines.tensors import Array
 from tests.unit.engines import onnx_graphs
 from tests.unit.engines.onnx_graphs import GraphBuilder, floats
 
 
-def watch(proto, tensors, batches, progress=lambda rows: None):
+def watch(
+    proto: onnx.ModelProto,
+    tensors: list[str],
+    batches: Iterable[Mapping[str, Array]],
+    progress: Callable[[int], None] = lambda _: None,
+) -> dict[str, Histogram]:
     return observe(from_proto(proto), tensors, batches, threads=2, progress=progress)
 
 
-def equal(first, second):
+def equal(first: Histogram, second: Histogram) -> bool:
     return all(np.array_equal(value, second.to_arrays()[key]) for key, value in first.to_arrays().items())
 
 
-def test_every_tensor_is_counted_over_all_batches_inputs_and_outputs_included():
+def test_every_tensor_is_counted_over_all_batches_inputs_and_outputs_included() -> None:
     proto = onnx_graphs.conv_net()
     rows = onnx_graphs.image_rows(12)
     names = ["image", "relu1", "scores"]
@@ -29,17 +38,17 @@ def test_every_tensor_is_counted_over_all_batches_inputs_and_outputs_included():
         assert equal(found[name], Histogram.of(np.concatenate([part[name] for part in parts])))
 
 
-def test_progress_counts_rows():
-    seen = []
+def test_progress_counts_rows() -> None:
+    seen: list[int] = []
     rows = onnx_graphs.image_rows(10)
     watch(onnx_graphs.conv_net(), ["relu1"], [{"image": rows[:4]}, {"image": rows[4:]}], seen.append)
     assert seen == [4, 10]
 
 
-def test_batches_are_taken_one_at_a_time():
+def test_batches_are_taken_one_at_a_time() -> None:
     taken = []
 
-    def batches():
+    def batches() -> Iterator[Mapping[str, Array]]:
         for number in range(3):
             taken.append(number)
             yield {"image": onnx_graphs.image_rows(2)}
@@ -49,7 +58,7 @@ def test_batches_are_taken_one_at_a_time():
     assert states == [(2, 1), (4, 2), (6, 3)]
 
 
-def test_tensor_that_is_not_finite_is_named_with_its_rows():
+def test_tensor_that_is_not_finite_is_named_with_its_rows() -> None:
     graph = GraphBuilder()
     graph.node("Log", ["x"], "logarithm")
     graph.node("Relu", ["logarithm"], "y")

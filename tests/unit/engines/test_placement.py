@@ -1,4 +1,5 @@
 import numpy as np
+import onnx
 import pytest
 
 from engines.model import from_proto
@@ -7,7 +8,9 @@ from tests.unit.engines import onnx_graphs
 from tests.unit.engines.onnx_graphs import GraphBuilder, floats
 
 
-def placed(proto):
+def placed(
+    proto: onnx.ModelProto,
+) -> tuple[dict[str, list[tuple[str, int]]], list[tuple[str, str, int]], dict[str, str]]:
     """The placement in short: activations with their consumers, weights with their axes, skipped nodes."""
     placement = place(from_proto(proto))
     activations = {
@@ -18,19 +21,19 @@ def placed(proto):
     return activations, weights, {skipped.node: skipped.reason for skipped in placement.skipped}
 
 
-def test_convolutions_take_quantized_activations_and_weights_and_give_floats():
+def test_convolutions_take_quantized_activations_and_weights_and_give_floats() -> None:
     activations, weights, _ = placed(onnx_graphs.conv_net())
     assert activations == {"image": [("conv1_node", 0)], "relu1": [("conv2_node", 0)]}
     assert weights == [("conv1.weight", "conv1_node", 0), ("conv2.weight", "conv2_node", 0)]
 
 
-def test_residual_add_takes_the_identity_quantized_and_its_own_convolution_as_it_is():
+def test_residual_add_takes_the_identity_quantized_and_its_own_convolution_as_it_is() -> None:
     activations, _, _ = placed(onnx_graphs.residual_net())
     assert activations["identity"] == [("conv1_node", 0), ("residual_node", 1)]
     assert not any(tensor == "conv2" for tensor in activations)
 
 
-def two_convolutions_added(first_operand, second_operand):
+def two_convolutions_added(first_operand: str, second_operand: str) -> onnx.ModelProto:
     graph = GraphBuilder()
     graph.node("Conv", ["image", graph.weight("short.weight", 16, 3, 1, 1)], "short")
     graph.node("Conv", ["image", graph.weight("long.weight", 16, 3, 1, 1)], "long")
@@ -39,19 +42,21 @@ def two_convolutions_added(first_operand, second_operand):
 
 
 @pytest.mark.parametrize(("operands", "index"), [(("short", "long"), 0), (("long", "short"), 1)])
-def test_of_two_convolutions_that_are_added_the_earlier_one_is_the_residual(operands, index):
+def test_of_two_convolutions_that_are_added_the_earlier_one_is_the_residual(
+    operands: tuple[str, str], index: int
+) -> None:
     activations, _, _ = placed(two_convolutions_added(*operands))
     assert activations == {"image": [("short_node", 0), ("long_node", 0)], "short": [("sum_node", index)]}
 
 
-def test_addition_that_no_convolution_feeds_is_left_alone():
+def test_addition_that_no_convolution_feeds_is_left_alone() -> None:
     graph = GraphBuilder()
     graph.node("Relu", ["x"], "relu")
     graph.node("Add", ["relu", "x"], "sum")
     assert placed(graph.model([floats("x", "n", 16)], [floats("sum", "n", 16)])) == ({}, [], {})
 
 
-def test_addition_of_a_constant_or_of_a_tensor_to_itself_is_no_residual():
+def test_addition_of_a_constant_or_of_a_tensor_to_itself_is_no_residual() -> None:
     graph = GraphBuilder()
     graph.node("Conv", ["image", graph.weight("w", 16, 3, 1, 1)], "conv")
     graph.node("Add", ["conv", graph.constant("bias", np.ones((16, 1, 1), np.float32))], "biased")
@@ -61,13 +66,13 @@ def test_addition_of_a_constant_or_of_a_tensor_to_itself_is_no_residual():
     assert list(activations) == ["image"]
 
 
-def test_depthwise_convolution_has_a_scale_per_channel():
+def test_depthwise_convolution_has_a_scale_per_channel() -> None:
     _, weights, _ = placed(onnx_graphs.depthwise_net())
     assert {axis for _, _, axis in weights} == {0}
     assert len(weights) == 3
 
 
-def test_transposed_convolution_counts_output_channels_along_axis_one():
+def test_transposed_convolution_counts_output_channels_along_axis_one() -> None:
     _, weights, _ = placed(onnx_graphs.conv_transpose_net())
     assert {node: axis for _, node, axis in weights if "transpose" in node.lower() or "up" in node} == {
         node: 1 for _, node, _ in weights if "transpose" in node.lower() or "up" in node
@@ -75,31 +80,33 @@ def test_transposed_convolution_counts_output_channels_along_axis_one():
     assert 1 in [axis for _, _, axis in weights]
 
 
-def gemm(rows, columns, **attributes):
+def gemm(rows: int, columns: int, **attributes: int) -> onnx.ModelProto:
     graph = GraphBuilder()
     shape = (columns, rows) if attributes.get("transB") else (rows, columns)
     graph.node("Gemm", ["x", graph.weight("w", *shape), graph.weight("b", columns)], "y", **attributes)
-    size = ("n", rows) if not attributes.get("transA") else (rows, 5)
+    size: tuple[int | str, int] = ("n", rows) if not attributes.get("transA") else (rows, 5)
     return graph.model([floats("x", *size)], [floats("y", None, columns)])
 
 
 @pytest.mark.parametrize(("attributes", "axis"), [({}, 1), ({"transB": 1}, 0)])
-def test_gemm_counts_output_channels_along_the_axis_of_its_layout(attributes, axis):
+def test_gemm_counts_output_channels_along_the_axis_of_its_layout(
+    attributes: dict[str, int], axis: int
+) -> None:
     assert placed(gemm(32, 16, **attributes)) == ({"x": [("y_node", 0)]}, [("w", "y_node", axis)], {})
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(15, 64), (64, 15)])
-def test_matrices_too_small_to_gain_stay_floating(rows, columns):
+def test_matrices_too_small_to_gain_stay_floating(rows: int, columns: int) -> None:
     activations, weights, skipped = placed(gemm(rows, columns, transB=1))
     assert (activations, weights) == ({}, [])
     assert skipped == {"y_node": f"its weights are too small ({columns} x {rows}) to gain from 8 bits"}
 
 
-def test_gemm_of_a_transposed_input_stays_floating():
+def test_gemm_of_a_transposed_input_stays_floating() -> None:
     assert placed(gemm(32, 16, transA=1))[2] == {"y_node": "its input is transposed"}
 
 
-def matmul(left, right, constants):
+def matmul(left: str, right: str, constants: dict[str, tuple[int, ...]]) -> onnx.ModelProto:
     graph = GraphBuilder()
     for name, shape in constants.items():
         graph.weight(name, *shape)
@@ -108,7 +115,7 @@ def matmul(left, right, constants):
     return graph.model(inputs, [floats("y", "n", None, None)])
 
 
-def test_matmul_by_constant_weights_counts_output_channels_along_the_last_axis():
+def test_matmul_by_constant_weights_counts_output_channels_along_the_last_axis() -> None:
     assert placed(matmul("x", "w", {"w": (32, 24)})) == ({"x": [("y_node", 0)]}, [("w", "y_node", 1)], {})
 
 
@@ -120,11 +127,13 @@ def test_matmul_by_constant_weights_counts_output_channels_along_the_last_axis()
         ("x", "w", {"w": (3, 32, 24)}, "its weights have 3 dimensions"),
     ],
 )
-def test_other_matrix_products_stay_floating_and_the_report_says_why(left, right, constants, reason):
+def test_other_matrix_products_stay_floating_and_the_report_says_why(
+    left: str, right: str, constants: dict[str, tuple[int, ...]], reason: str
+) -> None:
     assert placed(matmul(left, right, constants)) == ({}, [], {"y_node": reason})
 
 
-def test_layer_in_half_precision_stays_floating():
+def test_layer_in_half_precision_stays_floating() -> None:
     graph = GraphBuilder()
     graph.constant("w", np.ones((32, 32), np.float16))
     graph.node("Cast", ["x"], "half", to=10)
