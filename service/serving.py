@@ -135,6 +135,8 @@ class Deployments:
 
     def _missing(self, model: str, version: str | None) -> Deployment:
         """Raises the error that says why nothing answers."""
+        if self._first is None:
+            raise NotReadyError("the server has just started and does not know its models yet; try again.")
         numbers = sorted(number for name, number in self._published if name == model)
         if not numbers:
             raise NotFoundError(f"there is no model '{model[:80]}'; GET /v1/models lists all.")

@@ -87,7 +87,7 @@ def build_sandbox(settings: Settings) -> Sandbox:
         "OCTET_ENGINE_CACHE": str(settings.engine_cache),
         "OCTET_NICENESS": _NICENESS,
         # A read-only installation has no place for it beside the code.
-        "NUMBA_CACHE_DIR": str(settings.home / "numba"),
+        "NUMBA_CACHE_DIR": os.environ.get("NUMBA_CACHE_DIR") or str(settings.home / "numba"),
     }
     return Sandbox(limits, environment=environment)
 

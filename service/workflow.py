@@ -104,7 +104,7 @@ def _carry_out(builder: Builder, build_id: str) -> None:
                 return
             reached("step.recorded", phase["name"])
             files = {**files, **outcome["files"]}
-            summary = {**summary, **outcome["summary"]}
+            summary = outcome["summary"]
         DBOS.run_step({"name": "publish"}, run.publish, plan, files, summary)
         reached("publish.recorded")
 

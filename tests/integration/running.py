@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,6 +48,8 @@ class Octet:
                     "OCTET_HOME": str(self.home),
                     "OCTET_PORT": str(self.port),
                     "OCTET_THREADS": "2",
+                    # Compiled once for all the services of a test run.
+                    "NUMBA_CACHE_DIR": str(Path(tempfile.gettempdir()) / f"octet-tests-numba-{os.getuid()}"),
                     **self.environment,
                 },
                 stdin=subprocess.DEVNULL,
@@ -82,6 +85,11 @@ class Octet:
     def processes(self, module: str = "") -> list[int]:
         """Living processes of this service, by the marker in their environment; `module` keeps only those."""
         return [pid for pid, command in living(f"OCTET_HOME={self.home}") if module in command]
+
+    def build_children(self) -> list[int]:
+        """Children of the worker; the server has some of its own, in which it tries what it is about to load."""
+        workers = self.processes("service.worker")
+        return [pid for pid in self.processes("service.child") if parent(pid) in workers]
 
     def upload(self, model: str = "digits", *, force: bool = False, **options: Any) -> httpx.Response:
         """Posts the digits classifier with its samples."""
@@ -155,6 +163,13 @@ def living(marker: str) -> list[tuple[int, str]]:
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
                 found.append((int(folder.name), command))
     return found
+
+
+def parent(pid: int) -> int | None:
+    with contextlib.suppress(OSError):
+        # The command's name, in parentheses, may hold anything; what follows it does not.
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return None
 
 
 def free_port() -> int:

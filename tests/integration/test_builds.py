@@ -113,7 +113,7 @@ def test_events_tell_of_the_build_until_its_end(octet: Octet) -> None:
 def test_cancelling_stops_native_work_within_two_seconds(octet: Octet) -> None:
     build = octet.upload("stopped", force=True).json()
     wait_for(lambda: octet.build(build["id"])["phase"] is not None, "the build to begin", 20, octet)
-    [child] = octet.processes("service.child")
+    [child] = octet.build_children()
     started = time.monotonic()
     cancelled = octet.client.delete(f"/v1/builds/{build['id']}").json()
     assert (cancelled["state"], cancelled["error"]["code"]) == ("cancelled", "build.cancelled")

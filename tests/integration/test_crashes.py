@@ -87,7 +87,7 @@ def test_a_build_survives_kills_at_every_point(
 
 def test_a_killed_service_leaves_no_process(octet: Octet, points: list[str]) -> None:
     build = octet.upload("orphans", force=True).json()
-    wait_for(lambda: bool(octet.processes("service.child")), "a child to work", 30, octet)
+    wait_for(lambda: bool(octet.build_children()), "a child to work", 30, octet)
     octet.kill()
     killed = time.monotonic()
     wait_for(lambda: not octet.processes(), "every process to end", 5, octet)

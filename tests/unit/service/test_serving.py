@@ -99,6 +99,15 @@ def answering(deployments: Deployments, model: str, version: str | None = None) 
         return None
 
 
+async def test_a_server_that_has_not_read_the_catalog_yet_denies_no_model(
+    catalog: Catalog, loader: Loader
+) -> None:
+    publish(catalog, "m")
+    deployments = Deployments(catalog=catalog, metrics=Metrics(), load=loader)
+    with pytest.raises(NotReadyError, match="has just started"):
+        deployments.find("m")
+
+
 async def test_an_empty_server_is_ready_and_knows_no_model(catalog: Catalog, loader: Loader) -> None:
     async with following(catalog, loader) as deployments:
         assert not deployments.ready
