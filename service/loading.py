@@ -6,8 +6,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import engines
-from engines import workspace
+from engines import LoadedEngine, load_engine, workspace
 from engines.options import Precision
 from engines.runtimes.base import Engine
 from service.batch_sizes import BatchRules, warm_up
@@ -35,7 +34,7 @@ class VersionLoader:
     """Loads versions from the store, through `folder`."""
 
     store: BlobStore
-    # Holds the files of loaded versions; emptied at start.
+    # Holds the files of the version that is being loaded; emptied at start.
     folder: Path
     # Where runtimes keep compiled engines.
     cache: Path
@@ -60,17 +59,18 @@ class VersionLoader:
             EngineError: neither its 8-bit engine nor FP32 may answer.
         """
         folder = self.folder / version.build_id
-        self.store.materialise(_needed(version), folder)
-        self._rehearse(version, folder)
-        loaded = engines.load_engine(folder, version.options, threads=self.threads, cache=self.cache)
-        rules = warm_up(loaded.engine, version.options.batching, batchable=loaded.batchable)
-        return Loaded(
-            engine=loaded.engine,
-            signature=Signature.of(loaded.engine.inputs, loaded.engine.outputs, free_rows=loaded.batchable),
-            rules=rules,
-            precision=loaded.precision,
-            refusal=loaded.refusal,
-        )
+        try:
+            self.store.materialise(_needed(version), folder)
+            self._rehearse(version, folder)
+            loaded = load_engine(folder, version.options, threads=self.threads, cache=self.cache)
+        finally:
+            # An engine has what it needs in memory or in the cache.
+            shutil.rmtree(folder, ignore_errors=True)
+        try:
+            return _warm(loaded, version)
+        except BaseException:
+            loaded.engine.close()
+            raise
 
     def _rehearse(self, version: Version, folder: Path) -> None:
         """Loads and runs the version in a process of its own: a crash inside a library costs that one."""
@@ -88,6 +88,17 @@ class VersionLoader:
                 what=f"loading version {version.number} of model '{version.model}'",
                 watch=Watch(cancelled=self.stopping.is_set),
             )
+
+
+def _warm(loaded: LoadedEngine, version: Version) -> Loaded:
+    engine = loaded.engine
+    return Loaded(
+        engine=engine,
+        signature=Signature.of(engine.inputs, engine.outputs, free_rows=loaded.batchable),
+        rules=warm_up(engine, version.options.batching, batchable=loaded.batchable),
+        precision=loaded.precision,
+        refusal=loaded.refusal,
+    )
 
 
 def _needed(version: Version) -> dict[str, str]:

@@ -1,0 +1,126 @@
+"""Versions from the store to a warm engine, with the real pipeline, runtime and rehearsal."""
+
+import re
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from engines.building import quantize
+from engines.errors import InvalidArtifactError
+from engines.options import BuildOptions, Precision
+from engines.runtimes.reference import ReferenceSession
+from engines.workspace import PREPARED, PROOF, QUANTIZED, Workspace
+from service.catalog import Version
+from service.errors import CancelledBuildError, SandboxError
+from service.loading import VersionLoader
+from service.sandbox import Limits
+from service.storage import BlobStore
+from tests.unit.engines.onnx_graphs import conv_net, image_rows
+
+OPTIONS = BuildOptions.parse({"batching": {"max_batch_rows": 4}})
+LIMITS = Limits(timeout_s=120.0, memory_bytes=4 << 30)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A finished build."""
+    folder = tmp_path_factory.mktemp("build")
+    onnx.save_model(conv_net(), folder / "model.onnx")
+    np.savez(folder / "samples.npz", image=image_rows(64))
+    quantize(folder / "model.onnx", [folder / "samples.npz"], folder / "workspace", OPTIONS, threads=1)
+    return Workspace(folder / "workspace")
+
+
+def loader(tmp_path: Path, **changes: object) -> VersionLoader:
+    given: dict[str, object] = {"limits": LIMITS, **changes}
+    return VersionLoader(
+        store=BlobStore(tmp_path / "store"),
+        folder=tmp_path / "serving",
+        cache=tmp_path / "engines",
+        threads=1,
+        **given,  # type: ignore[arg-type] # each test names the fields that it changes
+    )
+
+
+def published(built: Workspace, store: BlobStore, *, without: str = "") -> Version:
+    files = {name: store.put(built.path(name)) for name in built.list("") if name != without}
+    return Version(
+        model="m",
+        number=1,
+        build_id="b1",
+        files=files,
+        options=OPTIONS,
+        summary={},
+        created_at=0.0,
+        default=True,
+    )
+
+
+def test_a_version_is_loaded_warm_and_answers_like_the_original(built: Workspace, tmp_path: Path) -> None:
+    loads = loader(tmp_path)
+    loaded = loads.load(published(built, loads.store))
+    rows = image_rows(4, seed=9)
+    with loaded.engine as engine:
+        answer = engine.run({"image": rows})
+    assert (loaded.precision, loaded.refusal) == (Precision.INT8, None)
+    assert (loaded.rules.batchable, loaded.rules.sizes) == (True, (1, 2, 3, 4))
+    assert loaded.signature.inputs["image"].shape == (None, 3, 8, 8)
+    expected = ReferenceSession(built.path(PREPARED), threads=1).run({"image": rows})
+    for name, values in expected.items():
+        error = np.subtract(answer[name], values)
+        assert np.square(error).mean() < 0.01 * np.square(values).mean()
+    assert not (tmp_path / "serving" / "b1").exists()
+
+
+def test_an_8_bit_engine_that_misses_its_contract_is_replaced_by_fp32(
+    built: Workspace, tmp_path: Path
+) -> None:
+    # The proof promises more than 8 bits can give here.
+    folder = tmp_path / "strict"
+    strict = OPTIONS.model_copy(update={"contract": OPTIONS.contract.model_copy(update={"min": 200.0})})
+    samples = built.path("upload/samples-000.npz")
+    quantize(built.path("upload/model.onnx"), [samples], folder, strict, threads=1)
+    loads = loader(tmp_path)
+    loaded = loads.load(replace(published(Workspace(folder), loads.store), options=strict))
+    loaded.engine.close()
+    assert loaded.precision is Precision.FP32
+    assert loaded.refusal is not None
+    assert loaded.refusal.endswith("so FP32 serves.")
+
+
+def test_a_missing_file_is_named(built: Workspace, tmp_path: Path) -> None:
+    loads = loader(tmp_path)
+    with pytest.raises(InvalidArtifactError, match=re.escape(QUANTIZED)):
+        loads.load(published(built, loads.store, without=QUANTIZED))
+
+
+def test_bytes_that_changed_in_the_store_are_not_loaded(built: Workspace, tmp_path: Path) -> None:
+    loads = loader(tmp_path)
+    version = published(built, loads.store)
+    blob = loads.store.path(version.files[PROOF])
+    blob.chmod(0o600)
+    blob.write_bytes(b"something else")
+    with pytest.raises(InvalidArtifactError, match="has changed on the disk"):
+        loads.load(version)
+    assert not (tmp_path / "serving" / "b1").exists()
+
+
+def test_a_version_that_takes_too_long_costs_the_child(built: Workspace, tmp_path: Path) -> None:
+    loads = loader(tmp_path, limits=Limits(timeout_s=0.05, memory_bytes=4 << 30))
+    with pytest.raises(SandboxError, match=r"loading version 1 of model 'm' was stopped after 0\.05 s"):
+        loads.load(published(built, loads.store))
+
+
+def test_a_server_that_stops_breaks_off_a_rehearsal(built: Workspace, tmp_path: Path) -> None:
+    stopping = threading.Event()
+    stopping.set()
+    loads = loader(tmp_path, stopping=stopping)
+    started_s = time.monotonic()
+    with pytest.raises(CancelledBuildError):
+        loads.load(published(built, loads.store))
+    assert time.monotonic() - started_s < 10
