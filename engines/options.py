@@ -25,6 +25,23 @@ class CalibrationMethod(enum.StrEnum):
     """The threshold whose quantized distribution diverges least from the observed one."""
     MAX = "max"
     """The largest magnitude seen: nothing is clipped."""
+    MSE = "mse"
+    """The threshold at which 8 bits reproduce the tensor with the least squared error."""
+    PERCENTILE = "percentile"
+    """The magnitude that 99.99% of the non-zero values do not exceed."""
+    AUTO = "auto"
+    """Tensor by tensor, what the observed distribution speaks for."""
+
+
+class OnMiss(enum.StrEnum):
+    """What becomes of a build whose 8-bit engine misses its contract."""
+
+    MIX = "mix"
+    """As few layers as possible stay in floating point, so that the rest meets it; where none do, FP32 serves."""
+    FAIL = "fail"
+    """The build fails and says by how much; nothing is published."""
+    PUBLISH = "publish"
+    """FP32 serves in its place, and the report says why; nothing is tried to meet the contract."""
 
 
 class Metric(enum.StrEnum):
@@ -69,6 +86,8 @@ class BuildOptions(_Options):
     precision: Precision = Precision.INT8
     calibration: CalibrationMethod = CalibrationMethod.ENTROPY
     contract: Contract = Contract()
+    # What happens where the 8-bit engine misses the contract.
+    on_miss: OnMiss = OnMiss.MIX
     batching: Batching = Batching()
     # Whether the version becomes the model's default once it is published.
     promote: bool = True
@@ -94,6 +113,6 @@ def _explain(error: pydantic.ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"unknown option {where!r}; known options: {', '.join(BuildOptions.model_fields)}."
     if first["type"] == "json_invalid":
-        return f"the options are not valid JSON ({first['msg']}); send an object such as {{\"precision\": \"int8\"}}."
+        return f'the options are not valid JSON ({first["msg"]}); send an object such as {{"precision": "int8"}}.'
     name = f"option {where!r}" if where else "the options"
     return f"{name} cannot be {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}."
