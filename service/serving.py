@@ -119,10 +119,9 @@ class Deployments:
             NotFoundError: no such model or version.
             NotReadyError: it exists, but no engine of it may answer now.
         """
-        if version is None:
-            deployment = self._answering.get(model)
-        else:
-            deployment = self._loaded.get((model, _number(version)))
+        deployment = (
+            self._answering.get(model) if version is None else self._loaded.get((model, _number(version)))
+        )
         return deployment if deployment is not None else self._missing(model, version)
 
     def ready_versions(self, model: str) -> list[str]:
