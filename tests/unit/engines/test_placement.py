@@ -12,7 +12,7 @@ def placed(
     proto: onnx.ModelProto,
 ) -> tuple[dict[str, list[tuple[str, int]]], list[tuple[str, str, int]], dict[str, str]]:
     """The placement in short: activations with their consumers, weights with their axes, skipped nodes."""
-    placement = place(from_proto(proto))
+    placement = place(from_proto(onnx.shape_inference.infer_shapes(proto)))
     activations = {
         activation.tensor: [(use.node, use.index) for use in activation.uses]
         for activation in placement.activations
@@ -49,6 +49,92 @@ def test_of_two_convolutions_that_are_added_the_earlier_one_is_the_residual(
     assert activations == {"image": [("short_node", 0), ("long_node", 0)], "short": [("sum_node", index)]}
 
 
+def test_of_two_convolutions_that_are_added_the_one_already_quantized_for_a_layer_is_the_residual() -> None:
+    graph = GraphBuilder()
+    graph.node("Conv", ["image", graph.weight("early.weight", 16, 3, 1, 1)], "early")
+    graph.node("Conv", ["image", graph.weight("block.weight", 16, 3, 1, 1)], "block")
+    graph.node("Conv", ["block", graph.weight("next.weight", 16, 16, 1, 1)], "next")
+    graph.node("Add", ["early", "block"], "sum")
+    outputs = [floats("sum", "n", 16, 8, 8), floats("next", "n", 16, 8, 8)]
+    activations, _, _ = placed(graph.model([floats("image", "n", 3, 8, 8)], outputs))
+    assert activations["block"] == [("next_node", 0), ("sum_node", 1)]
+    assert "early" not in activations
+
+
+def residual_sum(*, identity: str = "", after: str = "", convolution: str = "w") -> onnx.ModelProto:
+    """x -> identity -> (itself + its 3x3 convolution, 16 channels, 8x8) -> after."""
+    graph = GraphBuilder()
+    image = graph.constant("image_shape", np.array([0, 16, 8, 8], np.int64))
+    tokens = graph.constant("tokens_shape", np.array([0, 16, 64], np.int64))
+    graph.weight("w", 16, 16, 3, 3)
+    source = "x"
+    if identity == "Reshape":
+        source = graph.node("Reshape", [graph.node("Reshape", ["x", tokens], "tokens"), image], "identity")
+    elif identity:
+        source = graph.node(identity, ["x"], "identity")
+    weights = graph.node("Identity", ["w"], "computed") if convolution == "computed" else "w"
+    result = graph.node("Conv", [source, weights], "conv", pads=[1, 1, 1, 1])
+    if convolution == "BatchNormalization":
+        result = onnx_graphs.batch_norm(graph, "conv", "normalized", 16)
+    elif convolution == "Relu":
+        result = graph.node("Relu", ["conv"], "relu")
+    graph.node("Add", [source, result], "sum")
+    if after == "LayerNormalization":
+        graph.node("Reshape", ["sum", tokens], "flat")
+        graph.node("Transpose", ["flat"], "turned", perm=[0, 2, 1])
+        graph.node("LayerNormalization", ["turned", graph.constant("gain", np.ones(16, np.float32))], "y")
+    else:
+        graph.node("Relu", ["sum"], "y")
+    return graph.model(
+        [floats("x", "n", 16, 8, 8)], [floats("y", *("n", None, None, None)[: 3 if after else 4])]
+    )
+
+
+@pytest.mark.parametrize("identity", ["", "Relu"])
+@pytest.mark.parametrize("convolution", ["w", "BatchNormalization"])
+def test_identity_of_a_residual_sum_is_quantized_whatever_computed_it(
+    identity: str, convolution: str
+) -> None:
+    proto = residual_sum(identity=identity, convolution=convolution)
+    activations, _, _ = placed(proto)
+    assert activations["identity" if identity else "x"] == [("conv_node", 0), ("sum_node", 0)]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"identity": "Reshape"},
+        {"after": "LayerNormalization"},
+        {"convolution": "Relu"},
+        {"convolution": "computed"},
+    ],
+    ids=["tokens as image", "tokens normalized", "no convolution straight in front", "floating convolution"],
+)
+def test_sum_that_fuses_with_no_convolution_or_belongs_to_a_transformer_stays_floating(
+    case: dict[str, str],
+) -> None:
+    activations, _, _ = placed(residual_sum(**case))
+    assert not any(node == "sum_node" for uses in activations.values() for node, _ in uses)
+
+
+@pytest.mark.parametrize("shape", [("n", 16, 1, 1), ("n", 1, 8, 8), (16, 8, 8)])
+def test_sum_that_broadcasts_is_no_residual(shape: tuple[int | str, ...]) -> None:
+    graph = GraphBuilder()
+    graph.node("Conv", ["image", graph.weight("w", 16, 3, 1, 1)], "conv")
+    graph.node("Add", ["conv", "x"], "sum")
+    inputs = [floats("image", "n", 3, 8, 8), floats("x", *shape)]
+    assert list(placed(graph.model(inputs, [floats("sum", "n", 16, 8, 8)]))[0]) == ["image"]
+
+
+def test_tensor_around_pooling_is_quantized_once_in_front_of_its_layer() -> None:
+    graph = GraphBuilder()
+    graph.node("Conv", ["image", graph.weight("w1", 16, 3, 3, 3)], "conv1")
+    graph.node("MaxPool", ["conv1"], "pooled", kernel_shape=[2, 2])
+    graph.node("Conv", ["pooled", graph.weight("w2", 16, 16, 3, 3)], "conv2")
+    activations, _, _ = placed(graph.model([floats("image", "n", 3, 8, 8)], [floats("conv2", "n", 16, 1, 1)]))
+    assert activations == {"image": [("conv1_node", 0)], "pooled": [("conv2_node", 0)]}
+
+
 def test_addition_that_no_convolution_feeds_is_left_alone() -> None:
     graph = GraphBuilder()
     graph.node("Relu", ["x"], "relu")
@@ -73,11 +159,15 @@ def test_depthwise_convolution_has_a_scale_per_channel() -> None:
 
 
 def test_transposed_convolution_counts_output_channels_along_axis_one() -> None:
-    _, weights, _ = placed(onnx_graphs.conv_transpose_net())
-    assert {node: axis for _, node, axis in weights if "transpose" in node.lower() or "up" in node} == {
-        node: 1 for _, node, _ in weights if "transpose" in node.lower() or "up" in node
-    }
-    assert 1 in [axis for _, _, axis in weights]
+    _, weights, skipped = placed(onnx_graphs.conv_transpose_net())
+    assert ("up.weight", "up_node", 1) in weights
+    assert "up_node" not in skipped
+
+
+def test_transposed_convolution_in_groups_stays_floating() -> None:
+    _, weights, skipped = placed(onnx_graphs.conv_transpose_net(group=4))
+    assert "up.weight" not in [initializer for initializer, _, _ in weights]
+    assert skipped["up_node"] == "it is a transposed convolution in 4 groups, which has no 8-bit kernel"
 
 
 def gemm(rows: int, columns: int, **attributes: int) -> onnx.ModelProto:

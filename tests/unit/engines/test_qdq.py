@@ -29,7 +29,7 @@ GRAPHS = {
 
 
 def quantized(proto: onnx.ModelProto, threshold: float = 4.0, bits: int = 8) -> Model:
-    model = from_proto(proto)
+    model = from_proto(onnx.shape_inference.infer_shapes(proto))
     placement = place(model)
     return quantize_model(model, placement, dict.fromkeys(tensors(placement), threshold), weight_bits=bits)
 
@@ -133,3 +133,56 @@ def test_opset_without_scales_per_channel_is_refused_with_the_remedy() -> None:
         UnsupportedModelError, match=r"has opset 12, .* from opset 13 on; export it with a newer opset"
     ):
         quantized(onnx_graphs.conv_net(opset=12))
+
+
+def test_residual_net_gets_exactly_these_nodes_in_this_order() -> None:
+    model = quantized(onnx_graphs.residual_net())
+    nodes = [(node.op_type, node.input[0], node.output[0]) for node in model.proto.graph.node]
+    assert nodes[:12] == [
+        ("QuantizeLinear", "image", "image_quantized"),
+        ("DequantizeLinear", "image_quantized", "image_dequantized"),
+        ("DequantizeLinear", "stem.weight_quantized", "stem.weight_dequantized"),
+        ("Conv", "image_dequantized", "stem"),
+        ("Relu", "stem", "identity"),
+        ("QuantizeLinear", "identity", "identity_quantized"),
+        ("DequantizeLinear", "identity_quantized", "identity_dequantized"),
+        ("DequantizeLinear", "conv1.weight_quantized", "conv1.weight_dequantized"),
+        ("Conv", "identity_dequantized", "conv1"),
+        ("Relu", "conv1", "relu1"),
+        ("QuantizeLinear", "relu1", "relu1_quantized"),
+        ("DequantizeLinear", "relu1_quantized", "relu1_dequantized"),
+    ]
+    residual = next(node for node in model.proto.graph.node if node.op_type == "Add")
+    assert list(residual.input) == ["conv2", "identity_dequantized"]
+
+
+@pytest.mark.parametrize(("name", "axis"), [("conv", 0), ("transposed", 1)])
+def test_layers_compute_with_each_channel_rounded_on_its_own_grid(name: str, axis: int) -> None:
+    """The same numbers as FP32 layers whose constants were rounded by numpy and whose inputs are not rounded."""
+    proto = GRAPHS[name]()
+    expected = onnx.ModelProto()
+    expected.CopyFrom(proto)
+    for tensor in expected.graph.initializer:
+        if tensor.name in ("conv1.weight", "conv2.weight", "conv.weight", "up.weight"):
+            values = numpy_helper.to_array(tensor)
+            along_axis = axis if tensor.name == "up.weight" else 0
+            scales = weight_scales(values, along_axis, WeightBits.EIGHT)
+            codes = quantize_weights(values, scales, along_axis, WeightBits.EIGHT)
+            rounded = dequantize(codes, along(scales, along_axis, values.ndim))
+            tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
+    model = quantized(proto)
+    # The quantizers of activations are taken out: what is left differs by the weights alone.
+    written = onnx.ModelProto()
+    written.CopyFrom(model.proto)
+    names = {
+        node.output[0]: node.input[0].removesuffix("_quantized")
+        for node in written.graph.node
+        if node.op_type == "DequantizeLinear" and "weight" not in node.input[0]
+    }
+    for node in written.graph.node:
+        for index, source in enumerate(node.input):
+            node.input[index] = names.get(source, source)
+    feeds = {"image": onnx_graphs.image_rows(2)}
+    found = ReferenceSession(written.SerializeToString(), threads=1).run(feeds)["scores"]
+    wanted = ReferenceSession(expected.SerializeToString(), threads=1).run(feeds)["scores"]
+    assert found == pytest.approx(wanted, rel=1e-4, abs=1e-5)
