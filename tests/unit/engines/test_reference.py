@@ -1,0 +1,133 @@
+"""The FP32 reference: every tensor readable, ONNX's own semantics, errors in a sentence."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from engines.errors import CompileError, EngineRunError
+from engines.runtimes.reference import ReferenceRuntime, ReferenceSession
+from tests.unit.engines.onnx_graphs import GraphBuilder, conv_net, floats, image_rows, mlp, vector_rows
+
+
+def test_outputs_are_the_models_own_unless_others_are_asked_for() -> None:
+    session = ReferenceSession(conv_net().SerializeToString(), threads=1)
+    assert list(session.run({"image": image_rows(3)})) == ["scores"]
+    assert [spec.describe() for spec in session.inputs] == ["image float32 [?, 3, 8, 8]"]
+    assert [spec.describe() for spec in session.outputs] == ["scores float32 [?, 4]"]
+
+
+def test_any_tensor_can_be_read_in_the_order_asked_for() -> None:
+    wanted = ["relu1", "image", "conv1.weight", "scores", "conv1"]
+    session = ReferenceSession(conv_net().SerializeToString(), outputs=wanted, threads=1)
+    feeds = {"image": image_rows(3)}
+    found = session.run(feeds)
+    assert list(found) == wanted
+    np.testing.assert_array_equal(found["relu1"], np.maximum(found["conv1"], np.float32(0)))
+    np.testing.assert_array_equal(found["image"], feeds["image"])
+    assert found["image"] is not feeds["image"]
+    assert found["conv1.weight"].shape == (16, 3, 3, 3)
+    whole = ReferenceSession(conv_net().SerializeToString(), threads=1).run(feeds)
+    np.testing.assert_array_equal(found["scores"], whole["scores"])
+
+
+def test_outputs_that_were_not_asked_for_are_left_out() -> None:
+    session = ReferenceSession(conv_net().SerializeToString(), outputs=["relu1"], threads=1)
+    assert list(session.run({"image": image_rows(1)})) == ["relu1"]
+
+
+@pytest.mark.parametrize("outputs", [[], ["vector"]])
+def test_nothing_or_inputs_alone_can_be_asked_for(outputs: list[str]) -> None:
+    session = ReferenceSession(mlp().SerializeToString(), outputs=outputs, threads=1)
+    assert list(session.run({"vector": vector_rows(2)})) == outputs
+
+
+def test_a_tensor_that_the_model_does_not_have_is_named() -> None:
+    with pytest.raises(CompileError, match=r"^the model has no tensor 'relu9' to observe\.$"):
+        ReferenceSession(conv_net().SerializeToString(), outputs=["relu9"], threads=1)
+
+
+def test_a_file_and_its_bytes_are_the_same_model(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(mlp(), path)
+    feeds = {"vector": vector_rows(2)}
+    np.testing.assert_array_equal(
+        ReferenceSession(path, threads=1).run(feeds)["scores"],
+        ReferenceSession(path.read_bytes(), threads=1).run(feeds)["scores"],
+    )
+
+
+def test_a_relu_in_front_of_an_fp8_quantizer_is_kept() -> None:
+    graph = GraphBuilder(opset=19)
+    scale = graph.constant("scale", np.array(1, np.float32))
+    graph.initializers.append(helper.make_tensor("zero", TensorProto.FLOAT8E4M3FN, [], [0.0]))
+    graph.node("Relu", ["x"], "relu")
+    graph.node("QuantizeLinear", ["relu", scale, "zero"], "codes")
+    graph.node("DequantizeLinear", ["codes", scale, "zero"], "y")
+    model = graph.model([floats("x", "n", 2)], [floats("y", "n", 2)])
+    session = ReferenceSession(model.SerializeToString(), threads=1)
+    assert session.run({"x": np.array([[-4, 4]], np.float32)})["y"].tolist() == [[0, 4]]
+
+
+@pytest.mark.parametrize(
+    ("feeds", "sentence"),
+    [
+        ({}, "the batch lacks the input 'vector'; the model reads vector float32 [?, 12]."),
+        (
+            {"vector": np.zeros((2, 11), np.float32)},
+            "input 'vector' has the shape [2, 11]; send vector float32 [?, 12].",
+        ),
+        (
+            {"vector": np.zeros((2, 12))},
+            "input 'vector' has the element type float64; send vector float32 [?, 12].",
+        ),
+        (
+            {"vector": np.zeros((2, 12), np.float32), "x": np.zeros(1)},
+            "the model has no input 'x'; it reads vector float32 [?, 12].",
+        ),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_refused_before_it_runs(
+    feeds: dict[str, np.ndarray], sentence: str
+) -> None:
+    with pytest.raises(EngineRunError) as caught:
+        ReferenceSession(mlp().SerializeToString(), threads=1).run(feeds)
+    assert str(caught.value) == sentence
+
+
+def test_a_node_that_fails_is_named_without_codes_and_source_lines() -> None:
+    graph = GraphBuilder()
+    graph.node("Reshape", ["x", graph.constant("shape", np.array([3, -1]))], "folded")
+    model = graph.model([floats("x", "n", 4)], [floats("folded", None, None)])
+    session = ReferenceSession(model.SerializeToString(), threads=1)
+    with pytest.raises(EngineRunError) as caught:
+        session.run({"x": np.zeros((2, 4), np.float32)})
+    message = str(caught.value)
+    assert message.startswith("onnxruntime failed on this batch: node 'folded_node' (Reshape): ")
+    assert "cannot be reshaped" in message
+    assert "onnxruntime_src" not in message
+    assert "\n" not in message
+
+
+def test_what_onnxruntime_does_not_take_is_a_compile_error_in_a_sentence() -> None:
+    for content in (b"", b"no model", conv_net().SerializeToString()[:-100]):
+        with pytest.raises(CompileError, match="onnxruntime cannot load the model: ") as caught:
+            ReferenceSession(content, threads=1)
+        assert "ONNXRuntimeError" not in str(caught.value)
+
+
+def test_text_is_no_element_type_for_an_engine() -> None:
+    graph = GraphBuilder()
+    graph.node("Identity", ["words"], "same")
+    text = [helper.make_tensor_value_info(name, TensorProto.STRING, ["n"]) for name in ("words", "same")]
+    with pytest.raises(
+        CompileError, match=r"tensor 'words' has the element type tensor\(string\).*use a number"
+    ):
+        ReferenceSession(graph.model(text[:1], text[1:]).SerializeToString(), threads=1)
+
+
+def test_the_reference_takes_full_8_bit_weights() -> None:
+    assert ReferenceRuntime().weight_bits() == 8
+    assert ReferenceRuntime().hardware_key().startswith("onnxruntime-")

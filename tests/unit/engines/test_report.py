@@ -1,0 +1,131 @@
+"""Reports: whole, honest about weak evidence, and plain JSON."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.accuracy import Accuracy, OutputAccuracy
+from engines.errors import InvalidArtifactError
+from engines.options import Contract, Precision
+from engines.report import (
+    Batching,
+    EngineReport,
+    Evidence,
+    Hardware,
+    LatencyReport,
+    Layers,
+    Report,
+    Sizes,
+    Verdict,
+    output_reports,
+    versions,
+    weak_evidence,
+)
+
+
+def engine(sqnr_db: float, *, miss: str | None = None) -> EngineReport:
+    scores = OutputAccuracy(name="scores", rows=64, sqnr_db=sqnr_db, cosine=0.99, top1_agreement=0.98)
+    other = OutputAccuracy(name="other", rows=64, sqnr_db=sqnr_db + 5, cosine=0.97)
+    label = OutputAccuracy(name="label", rows=64, equal_share=0.9)
+    outputs = output_reports(Accuracy(outputs=(scores, other, label)))
+    return EngineReport(holds=miss is None, miss=miss, value=sqnr_db, outputs=outputs)
+
+
+def report(**changes: Any) -> Report:
+    fields: dict[str, Any] = {
+        "verdict": Verdict.ACCEPTED,
+        "reason": None,
+        "requested": Precision.INT8,
+        "serving": Precision.INT8,
+        "contract": Contract(),
+        "fp32": engine(130.0),
+        "int8": engine(35.0),
+        "evidence": Evidence(
+            calibrate_rows=128, tune_rows=64, verify_rows=64, proof_rows=64, disjoint=True, weak=None
+        ),
+        "batching": Batching(batchable=True, reason=None),
+        "sizes": Sizes(uploaded_bytes=400, prepared_bytes=390, quantized_bytes=100),
+        "layers": Layers(),
+        "thresholds": {},
+        "latencies": (
+            LatencyReport(rows=1, fp32_ms=2.0, int8_ms=1.0),
+            LatencyReport(rows=32, fp32_ms=30.0, int8_ms=10.0),
+        ),
+        "hardware": Hardware(runtime="openvino", key="key", weight_bits=8, threads=2, processor="x"),
+        "versions": versions(),
+        "phases": {"verify": 1.5},
+    }
+    return Report(**fields | changes)
+
+
+def test_a_report_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    report().save(tmp_path / "report.json")
+    assert Report.load(tmp_path / "report.json") == report()
+    json.loads((tmp_path / "report.json").read_text())
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b'{"verdict": "accepted"}'])
+def test_a_damaged_report_is_refused_in_a_sentence(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "report.json"
+    path.write_bytes(content)
+    with pytest.raises(InvalidArtifactError, match=r"'report\.json' is missing or damaged; restore it"):
+        Report.load(path)
+    path.unlink()
+    with pytest.raises(InvalidArtifactError):
+        Report.load(path)
+
+
+def test_the_summary_is_of_the_engine_that_serves_and_of_its_worst_output() -> None:
+    summary = report().summary()
+    assert (summary["sqnr_db"], summary["cosine"], summary["top1_agreement"]) == (35.0, 0.97, 0.98)
+    assert (summary["precision"], summary["speedup"]) == ("int8", 3.0)
+    refused = report(
+        verdict=Verdict.REFUSED, reason="it missed, so FP32 serves.", serving=Precision.FP32
+    ).summary()
+    assert (refused["sqnr_db"], refused["precision"], refused["speedup"]) == (130.0, "fp32", None)
+    assert (refused["verdict"], refused["reason"]) == ("refused", "it missed, so FP32 serves.")
+
+
+def test_speedup_is_that_of_the_largest_batch() -> None:
+    assert report().speedup == 3.0
+    assert report(latencies=()).speedup is None
+    assert report(latencies=(LatencyReport(rows=1, fp32_ms=1.0, int8_ms=None),)).speedup is None
+
+
+@pytest.mark.parametrize(
+    ("verify_rows", "proof_rows", "disjoint", "words"),
+    [
+        (64, 64, True, None),
+        (32, 32, True, None),
+        (31, 31, True, "the proof has 31 rows, fewer than 32; upload more samples"),
+        (
+            3,
+            3,
+            False,
+            "too few to keep some aside, so the proof uses rows that calibrated and the proof has 3",
+        ),
+        # Rows that do not fit into the proof: more samples would not help.
+        (64, 2, True, "the proof has 2 rows, fewer than 32"),
+    ],
+)
+def test_weak_evidence_is_called_weak(
+    verify_rows: int, proof_rows: int, disjoint: bool, words: str | None
+) -> None:
+    found = weak_evidence(verify_rows=verify_rows, proof_rows=proof_rows, disjoint=disjoint)
+    if words is None:
+        assert found is None
+    else:
+        assert words in str(found)
+    if proof_rows < verify_rows:
+        assert "upload" not in str(found)
+
+
+def test_an_engine_that_did_not_run_has_no_outputs_to_report() -> None:
+    assert output_reports(None) == ()
+
+
+def test_versions_name_what_figures_depend_on() -> None:
+    assert set(versions()) == {"octet", "openvino", "onnxruntime", "onnx", "numpy"}
+    assert all(versions().values())
