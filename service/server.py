@@ -21,9 +21,6 @@ from service.settings import Settings
 # How long admitted requests may take after a signal; connections that are still open then are cut. Less than
 # the supervisor's own patience.
 _GRACE_S = 20
-# Seconds for which a thread keeps the interpreter while another waits. With Python's 5 ms an engine could
-# wait as long, after each batch, for a busy event loop.
-_SWITCH_S = 0.0005
 
 
 class Server(uvicorn.Server):
@@ -79,7 +76,6 @@ def main() -> None:
     end_with_parent()
     settings = Settings.load()
     configure_logging("server")
-    sys.setswitchinterval(_SWITCH_S)
     app = create_app(settings)
     Server(configured(app, host=settings.host, port=settings.port), app).run()
 
