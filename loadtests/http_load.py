@@ -1,7 +1,7 @@
 """A closed-loop HTTP/1.1 load generator that costs little beside the server that it shares processors with.
 
-Each connection sends one prepared request, waits for its answer, and takes the next. About 10 microseconds of
-processor time a request under uvloop, some ten times less than a general HTTP client.
+Each connection sends one prepared request, waits for its answer, and takes the next. Under uvloop it took half
+of the processor time of the uvicorn echo that it was tried on.
 """
 
 import asyncio
