@@ -1,7 +1,10 @@
 """From the histogram of an activation to its clipping threshold."""
 
+from engines.calibration.automatic import choose
 from engines.calibration.entropy import entropy_threshold
 from engines.calibration.histogram import Histogram
+from engines.calibration.least_squares import least_squares_threshold
+from engines.calibration.percentile import percentile_threshold
 from engines.options import CalibrationMethod
 
 
@@ -15,3 +18,9 @@ def threshold(histogram: Histogram, method: CalibrationMethod) -> float:
             return histogram.absmax
         case CalibrationMethod.ENTROPY:
             return entropy_threshold(histogram)
+        case CalibrationMethod.MSE:
+            return least_squares_threshold(histogram)
+        case CalibrationMethod.PERCENTILE:
+            return percentile_threshold(histogram)
+        case CalibrationMethod.AUTO:
+            return threshold(histogram, choose(histogram))
