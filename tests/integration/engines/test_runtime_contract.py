@@ -330,6 +330,18 @@ def test_integers_that_openvino_would_cut_are_refused(tmp_path: Path) -> None:
             engine.run({"ids": np.array([[1, 2**31]])})
 
 
+@pytest.mark.parametrize("place", [0, 31, 32, -1])
+def test_the_cache_hands_out_nothing_that_does_not_match_its_hash(tmp_path: Path, place: int) -> None:
+    cache = EngineCache(tmp_path)
+    cache.put("key", b"an engine")
+    assert cache.get("key") == b"an engine"
+    content = bytearray((tmp_path / "key.engine").read_bytes())
+    content[place] ^= 1
+    (tmp_path / "key.engine").write_bytes(content)
+    assert cache.get("key") is None
+    assert cache.get("other") is None
+
+
 def test_the_cache_stays_within_its_limit_and_keeps_what_was_used_last(tmp_path: Path) -> None:
     cache = EngineCache(tmp_path, limit_bytes=3 * (32 + 100))
     for number, key in enumerate("abc"):

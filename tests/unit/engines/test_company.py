@@ -62,6 +62,26 @@ def test_rows_that_influence_each_other_are_found(function: Function, rows: int,
     )
 
 
+def test_rows_are_run_shuffled_in_mixed_company_in_another_size_and_alone() -> None:
+    x = np.arange(6, dtype=np.float32)[:, None]
+    batches: list[list[float]] = []
+
+    def run(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        batches.append(feeds["x"][:, 0].astype(float).tolist())
+        return {"y": feeds["x"]}
+
+    assert influence(run, {"x": x}, {"y": x}, least_db=FP32_DB, free_rows=True) is None
+    whole = [batch for batch in batches if len(batch) == 6]
+    assert any(sorted(batch) == list(range(6)) and batch != list(range(6)) for batch in whole)
+    assert any(len(set(batch)) == 2 for batch in whole)
+    assert any(len(set(batch)) == 1 for batch in whole)
+    assert any(1 < len(batch) < 6 for batch in batches)
+    assert [batch for batch in batches if len(batch) == 1] == [[float(row)] for row in range(6)]
+    batches.clear()
+    assert influence(run, {"x": x}, {"y": x}, least_db=FP32_DB, free_rows=False) is None
+    assert {len(batch) for batch in batches} == {6}
+
+
 def test_an_influence_of_the_batch_size_alone_is_found() -> None:
     assert found(plus_size, rows=2) == "a row's 'y' changes when its batch is of another size"
 
