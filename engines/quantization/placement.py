@@ -175,7 +175,7 @@ class _Placer:
         return (
             all(self._is_activation(tensor) for tensor in node.input)
             and node.input[0] != node.input[1]
-            and len(first) == len(second) >= 3
+            and 0 < len(first) == len(second)
             and all(
                 one is None or other is None or one == other for one, other in zip(first, second, strict=True)
             )

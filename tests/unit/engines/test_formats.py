@@ -50,10 +50,11 @@ def test_each_output_channel_uses_its_whole_range(bits: WeightBits, largest: int
     assert np.abs(codes.astype(int)).max(axis=others).tolist() == [largest] * weights.shape[axis]
 
 
-def test_weights_are_off_by_half_a_step_at_most() -> None:
+@pytest.mark.parametrize("bits", list(WeightBits))
+def test_weights_are_off_by_half_a_step_at_most(bits: WeightBits) -> None:
     weights = np.random.default_rng(1).normal(size=(8, 20)).astype(np.float32)
-    scales = weight_scales(weights, 0, WeightBits.EIGHT)
-    codes = quantize_weights(weights, scales, 0, WeightBits.EIGHT)
+    scales = weight_scales(weights, 0, bits)
+    codes = quantize_weights(weights, scales, 0, bits)
     error = np.abs(dequantize(codes, along(scales, 0, 2)) - weights)
     assert (error <= along(scales, 0, 2) * 0.5001).all()
 

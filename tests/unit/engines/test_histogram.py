@@ -139,6 +139,12 @@ def test_extremes_are_exact_and_signed() -> None:
     assert histogram.absmax == np.float32(0.7)
 
 
+def test_negative_zero_does_not_show_in_the_extremes() -> None:
+    zeros = [Histogram.of(np.array([value], np.float32)) for value in (0.0, -0.0)]
+    assert same(zeros[0].merge(zeros[1]), zeros[1].merge(zeros[0]))
+    assert same(*zeros)
+
+
 def test_negative_zero_is_a_zero() -> None:
     assert Histogram.of(np.array([-0.0, 0.0], np.float32)).zeros == 2
 
