@@ -31,10 +31,10 @@ VALUES_PER_CLIPPED = 5_000
 With few values the counts of neighbouring bins differ by chance, merging them into levels looks like a loss, and the
 divergence clips whole percents of a Gaussian to avoid it. The 8-bit threshold of least squared error clips 2 to 13
 values in 100,000 of every common distribution (Gaussian, Laplace, Student-t, log-normal, GELU, SiLU), so the limit
-keeps the good thresholds and only those. Signal to noise ratio on fresh values, in dB, without and with the limit: GELU
-calibrated on 10,000 values 29.7 and 37.8, log-normal on 10,000 15.7 and 22.0, SiLU on 1,000,000 33.4 and 37.7, Gaussian
-on 1,000,000 39.5 and 39.5; none of nine distributions at four sizes got worse. On the outputs of compiled networks: depthwise CNN 33.9 and 36.5,
-small ViT 38.5 and 41.0.
+keeps the good thresholds and only those. Signal to noise ratio on fresh values, in dB, without and with the limit:
+GELU calibrated on 10,000 values 29.7 and 37.8, log-normal on 10,000 15.7 and 22.0, SiLU on 1,000,000 33.4 and 37.7,
+Gaussian on 1,000,000 39.5 and 39.5; none of nine distributions at four sizes got worse. On the outputs of compiled
+networks: depthwise CNN 33.9 and 36.5, small ViT 38.5 and 41.0.
 """
 
 FEWEST_VALUES = 16 * LEVELS
