@@ -1,5 +1,6 @@
 """What a sandbox child can be asked for in tests: all the ways in which native work goes wrong."""
 
+import ctypes
 import os
 import signal
 import time
@@ -60,6 +61,21 @@ def hang(arguments: Mapping[str, Any], progress: Progress) -> Any:
     return None
 
 
+def wedge(_arguments: Mapping[str, Any], progress: Progress) -> Any:
+    """Native code that never lets go of the interpreter: no other thread of the child runs."""
+    progress(0.1)
+    ctypes.PyDLL(None).sleep(60)
+    return None
+
+
+def unsignalled(_arguments: Mapping[str, Any], progress: Progress) -> Any:
+    """Where the kernel sends no signal when the parent dies, as on macOS."""
+    ctypes.CDLL(None).prctl(1, 0)
+    progress(0.1)
+    time.sleep(60)
+    return None
+
+
 def hoard(arguments: Mapping[str, Any], _progress: Progress) -> Any:
     hoarded = bytearray(arguments["bytes"])
     hoarded[:: os.sysconf("SC_PAGE_SIZE")] = b"x" * len(range(0, len(hoarded), os.sysconf("SC_PAGE_SIZE")))
@@ -80,7 +96,20 @@ def nothing(_arguments: Mapping[str, Any], _progress: Progress) -> Any:
 
 FUNCTIONS: dict[str, Function] = {
     function.__name__: function
-    for function in (add, process, chatter, refuse, stumble, die, hang, hoard, fill, nothing)
+    for function in (
+        add,
+        process,
+        chatter,
+        refuse,
+        stumble,
+        die,
+        hang,
+        wedge,
+        unsignalled,
+        hoard,
+        fill,
+        nothing,
+    )
 }
 
 if __name__ == "__main__":

@@ -173,7 +173,9 @@ def test_a_cancelled_build_is_not_begun(builder: Builder) -> None:
     build_id = accept(builder, "model")
     builder.catalog.cancel(build_id)
     with builder.run(build_id) as run:
-        assert carry_out(run) is None
+        assert run.plan() is None
+        assert run.phase([{"name": "validate", "outputs": []}], 0, {}) is None
+        assert not builder.folder.exists(), "nothing was prepared for it"
         assert run.sandbox.pid is None
     assert not published(builder)
 

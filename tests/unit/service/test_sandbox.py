@@ -158,9 +158,10 @@ def test_functions_that_are_not_listed_cannot_be_called(sandbox: Sandbox) -> Non
         sandbox.call("__import__", {}, what="trying")
 
 
-def test_child_ends_with_its_parent() -> None:
+@pytest.mark.parametrize("function", ["hang", "wedge", "unsignalled"])
+def test_child_ends_with_its_parent(function: str) -> None:
     parent = subprocess.run(
-        [sys.executable, "-c", ORPHAN.format(root=ROOT)],
+        [sys.executable, "-c", ORPHAN.format(function=function)],
         capture_output=True,
         text=True,
         check=False,
@@ -180,7 +181,7 @@ def killed(_done):
     print(sandbox.pid, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
-sandbox.call("hang", {{}}, what="hanging", watch=Watch(progress=killed))
+sandbox.call("{function}", {{}}, what="hanging", watch=Watch(progress=killed))
 """
 
 
