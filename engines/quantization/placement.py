@@ -27,6 +27,9 @@ SMALLEST_MATRIX = 16
 """Matrix products with fewer rows or columns of weights stay floating: 8-bit kernels work on tiles of 16 and pad
 the rest, so nothing would be won."""
 
+LEFT_FLOATING = "left floating to keep the contract"
+"""The reason that excluded nodes are skipped with."""
+
 
 class LayerKind(enum.StrEnum):
     """Operators that have 8-bit kernels."""
@@ -73,7 +76,7 @@ class QuantizedWeight:
 
 @dataclass(frozen=True, kw_only=True)
 class SkippedLayer:
-    """A layer with weights that stays floating."""
+    """A layer that stays floating."""
 
     node: str
     operator: str
@@ -90,9 +93,16 @@ class Placement:
     skipped: tuple[SkippedLayer, ...]
 
 
-def place(model: Model) -> Placement:
-    """Chooses what is quantized in a prepared model (nodes named, constants as initializers)."""
-    return _Placer(model.proto.graph).place()
+def place(model: Model, *, exclude: frozenset[str] = frozenset()) -> Placement:
+    """Chooses what is quantized in a prepared model (nodes named, constants as initializers).
+
+    Args:
+        model: the prepared model.
+        exclude: names of nodes that stay floating whatever the rules say of them. No tensor is quantized for
+            that which would not be without it.
+    """
+    placement = _Placer(model.proto.graph).place()
+    return _without(placement, exclude, model.proto.graph) if exclude else placement
 
 
 class _Placer:
@@ -245,6 +255,27 @@ def _convolution_reason(node: onnx.NodeProto) -> str | None:
         # [C, M / groups, ...]: one scale would serve a channel of every group, and OpenVINO computes it in floats.
         return f"it is a transposed convolution in {groups} groups, which has no 8-bit kernel"
     return None
+
+
+def _without(placement: Placement, exclude: frozenset[str], graph: onnx.GraphProto) -> Placement:
+    """The placement without the uses of the excluded nodes, and without tensors that nothing is left to use."""
+    kept = {
+        activation.tensor: tuple(use for use in activation.uses if use.node not in exclude)
+        for activation in placement.activations
+    }
+    left = {use.node for activation in placement.activations for use in activation.uses} & exclude
+    skipped = (
+        SkippedLayer(node=node.name, operator=node.op_type, reason=LEFT_FLOATING)
+        for node in graph.node
+        if node.name in left
+    )
+    return Placement(
+        activations=tuple(
+            QuantizedActivation(tensor=tensor, uses=uses) for tensor, uses in kept.items() if uses
+        ),
+        weights=tuple(weight for weight in placement.weights if weight.use.node not in exclude),
+        skipped=(*placement.skipped, *skipped),
+    )
 
 
 def _matrix_reason(node: onnx.NodeProto, weights: TensorProto) -> str | None:
