@@ -172,13 +172,14 @@ def test_child_ends_with_its_parent(function: str) -> None:
 
 
 ORPHAN = """
-import os, signal, threading
+import os, signal, time
 from service.sandbox import Watch
 from tests.unit.service.test_sandbox import open_sandbox
 sandbox = open_sandbox()
 
 def killed(_done):
     print(sandbox.pid, flush=True)
+    time.sleep(0.5)  # until it is deep in native code
     os.kill(os.getpid(), signal.SIGKILL)
 
 sandbox.call("{function}", {{}}, what="hanging", watch=Watch(progress=killed))
