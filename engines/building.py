@@ -29,8 +29,8 @@ def quantize(
     Args:
         model: an ONNX file in FP32.
         samples: .npz or .npy files of example inputs, a batch along axis 0.
-        folder: where all files of the build go: the 8-bit model is `quantized.onnx`, the report `report.json`.
-            `load_engine` loads from it.
+        folder: where all files of the build go, in place of those of an earlier one: the 8-bit model is
+            `quantized.onnx`, the report `report.json`. `load_engine` loads from it.
         options: what is asked for; the defaults where None.
         threads: processors to use; all of this process's where None.
         progress: is told how far the build is.
@@ -40,8 +40,9 @@ def quantize(
     """
     options = options or BuildOptions()
     workspace = Workspace(folder)
-    for stale in workspace.list(UPLOADED_SAMPLES):
-        workspace.path(stale).unlink()
+    for prefix in (UPLOADED_SAMPLES, *(output for phase in PHASES for output in phase.outputs)):
+        for stale in workspace.list(prefix):
+            workspace.path(stale).unlink()
     shutil.copyfile(model, workspace.path(UPLOADED_MODEL))
     for number, path in enumerate(samples):
         shutil.copyfile(path, workspace.path(f"{UPLOADED_SAMPLES}{number:03d}{path.suffix}"))
