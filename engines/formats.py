@@ -8,6 +8,7 @@ The zero point is always 0, which TensorRT demands, so 0.0 is represented exactl
 """
 
 import enum
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,35 @@ class WeightBits(enum.IntEnum):
     def levels(self) -> int:
         """The largest code."""
         return int(2 ** (self.value - 1) - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationGrid:
+    """The numbers that a quantized activation can be: codes low..high times the scale."""
+
+    scale: np.float32
+    low: int
+    high: int
+
+    def snap(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Each value as quantizing and dequantizing leaves it."""
+        snapped: NDArray[np.float32] = np.rint(values / self.scale)
+        np.clip(snapped, self.low, self.high, out=snapped)
+        snapped *= self.scale
+        return snapped
+
+
+def activation_grid(threshold: float, *, unsigned: bool = False) -> ActivationGrid:
+    """The grid over the range of a clipping `threshold`; `unsigned` for one of 256 non-negative numbers."""
+    scale = activation_scale(threshold)
+    if unsigned:
+        return ActivationGrid(scale=unsigned_scale(float(scale)), low=0, high=255)
+    return ActivationGrid(scale=scale, low=-128, high=127)
+
+
+def unsigned_scale(scale: float) -> np.float32:
+    """The step of UINT8 over the range that INT8 covers with `scale` on the positive side."""
+    return np.float32(max(float(scale) * ACTIVATION_LEVELS / 255, _SMALLEST_SCALE))
 
 
 def activation_scale(threshold: float) -> np.float32:

@@ -24,7 +24,7 @@ from engines.model import Model, load_model, save_model
 from engines.options import BuildOptions, Precision
 from engines.prepare import prepare as prepare_model
 from engines.quantization.placement import Placement, place, tensors
-from engines.quantization.qdq import quantize_model
+from engines.quantizing import Plan, choose_weights, read_thresholds
 from engines.runtimes.base import Runtime
 from engines.runtimes.openvino import OpenVINORuntime
 from engines.runtimes.reference import ReferenceSession
@@ -186,6 +186,7 @@ def quantize(workspace: Workspace, options: BuildOptions, progress: Progress) ->
 
     Raises:
         UnsupportedModelError: the model's opset has no quantization.
+        CalibrationError: the model fails on the samples.
     """
     workspace.path(QUANTIZED).unlink(missing_ok=True)
     if options.precision is not Precision.INT8:
@@ -194,13 +195,23 @@ def quantize(workspace: Workspace, options: BuildOptions, progress: Progress) ->
     placement = place(model)
     if not placement.weights:
         return {"quantization": "skipped: no layer of the model can run in 8 bits", **_layers(placement)}
-    table = json.loads(workspace.path(CALIBRATION).read_bytes())["tensors"]
-    thresholds = {name: entry["threshold"] for name, entry in table.items()}
-    bits = _runtime().weight_bits()
-    quantized = quantize_model(model, placement, thresholds, weight_bits=bits)
-    save_model(quantized, workspace.path(QUANTIZED))
+    runtime = _runtime()
+    plan = Plan(model=model, placement=placement, thresholds=read_thresholds(workspace), runtime=runtime)
+    splits = SampleSet.open(workspace.root / SAMPLES).split()
+    try:
+        choice = choose_weights(plan, splits, progress)
+    except EngineRunError as error:
+        raise CalibrationError(
+            f"the FP32 model does not run on the samples: {error} Check the model with them."
+        ) from error
+    save_model(choice.model, workspace.path(QUANTIZED))
     progress(1.0)
-    return {"weight_bits": bits, **_layers(placement)}
+    return {
+        "weight_bits": runtime.weight_bits(),
+        "weights": choice.name,
+        "tune_sqnr_db": choice.sqnr_db,
+        **_layers(placement),
+    }
 
 
 def compile_engine(workspace: Workspace, options: BuildOptions, progress: Progress) -> dict[str, Any]:  # noqa: ARG001 # the signature of every phase

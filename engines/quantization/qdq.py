@@ -11,12 +11,14 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from engines.errors import UnsupportedModelError
 from engines.formats import WeightBits, activation_scale, quantize_weights, weight_scales
 from engines.model import Model, from_proto
 from engines.quantization.placement import Placement, QuantizedWeight
+from engines.quantization.reconstruction import LayerWeights
 from engines.tensors import Array
 
 FIRST_OPSET = 13
@@ -24,7 +26,12 @@ FIRST_OPSET = 13
 
 
 def quantize_model(
-    model: Model, placement: Placement, thresholds: Mapping[str, float], *, weight_bits: int
+    model: Model,
+    placement: Placement,
+    thresholds: Mapping[str, float],
+    *,
+    weight_bits: int,
+    weights: Mapping[str, LayerWeights] | None = None,
 ) -> Model:
     """The 8-bit model: `placement` with the clipping threshold of every activation it names.
 
@@ -33,6 +40,7 @@ def quantize_model(
         placement: what is quantized.
         thresholds: by tensor; 0 for a tensor that was 0 throughout.
         weight_bits: 8, or 7 for processors whose sums would saturate.
+        weights: by node, weights that were fitted to the layer's inputs; others are rounded to the nearest.
 
     Raises:
         UnsupportedModelError: the model's opset has no quantization per channel.
@@ -42,7 +50,7 @@ def quantize_model(
             f"the model has opset {model.opset}, and weights are quantized per channel from opset {FIRST_OPSET}"
             " on; export it with a newer opset."
         )
-    return _Writer(model).write(placement, thresholds, WeightBits(weight_bits))
+    return _Writer(model).write(placement, thresholds, WeightBits(weight_bits), weights or {})
 
 
 class _Writer:
@@ -57,7 +65,13 @@ class _Writer:
         # New nodes, by the name of the old node that they go in front of.
         self._before: dict[str, list[onnx.NodeProto]] = {}
 
-    def write(self, placement: Placement, thresholds: Mapping[str, float], bits: WeightBits) -> Model:
+    def write(
+        self,
+        placement: Placement,
+        thresholds: Mapping[str, float],
+        bits: WeightBits,
+        fitted: Mapping[str, LayerWeights],
+    ) -> Model:
         order = {node.name: place for place, node in enumerate(self._proto.graph.node)}
         for activation in placement.activations:
             dequantized = self._pair(
@@ -69,11 +83,15 @@ class _Writer:
                 self._nodes[use.node].input[use.index] = dequantized
         shared: dict[tuple[str, int], tuple[str, str, str]] = {}
         for weight in placement.weights:
-            key = (weight.initializer, weight.axis)
-            if key not in shared:
-                shared[key] = self._encoded(weight, bits)
             node = self._nodes[weight.use.node]
-            node.input[weight.use.index] = self._dequantized(weight, shared[key])
+            key = (weight.initializer, weight.axis)
+            if node.name in fitted:
+                encoded = self._fitted(weight, node, fitted[node.name])
+            else:
+                if key not in shared:
+                    shared[key] = self._encoded(weight, bits)
+                encoded = shared[key]
+            node.input[weight.use.index] = self._dequantized(weight, encoded)
         self._insert()
         self._drop_unused()
         return from_proto(self._proto)
@@ -94,12 +112,32 @@ class _Writer:
         return result
 
     def _encoded(self, weight: QuantizedWeight, bits: WeightBits) -> tuple[str, str, str]:
-        """Stores the weights' codes, scales and zero points as initializers and returns their names."""
-        name = weight.initializer
-        values = numpy_helper.to_array(self._constants[name])
+        """Weights rounded to the nearest code."""
+        values = numpy_helper.to_array(self._constants[weight.initializer])
         scales = weight_scales(values, weight.axis, bits)
+        return self._stored(weight, quantize_weights(values, scales, weight.axis, bits), scales)
+
+    def _fitted(
+        self, weight: QuantizedWeight, node: onnx.NodeProto, found: LayerWeights
+    ) -> tuple[str, str, str]:
+        """Weights that were fitted to this node's inputs, and their shift of its bias."""
+        if found.bias_shift is not None:
+            bias = node.input[2] if len(node.input) > 2 else ""
+            value = found.bias_shift
+            if bias:
+                value = numpy_helper.to_array(self._constants[bias]) + value
+            name = self._constant(f"{bias or node.output[0]}_shifted", value.astype(np.float32))
+            del node.input[2:]
+            node.input.append(name)
+        return self._stored(weight, found.codes, found.scales)
+
+    def _stored(
+        self, weight: QuantizedWeight, codes: NDArray[np.int8], scales: NDArray[np.float32]
+    ) -> tuple[str, str, str]:
+        """Stores codes, scales and zero points as initializers and returns their names."""
+        name = weight.initializer
         return (
-            self._constant(f"{name}_quantized", quantize_weights(values, scales, weight.axis, bits)),
+            self._constant(f"{name}_quantized", codes),
             self._constant(f"{name}_scale", scales),
             self._constant(f"{name}_zero_point", np.zeros(scales.shape, np.int8)),
         )

@@ -88,6 +88,8 @@ class Runtime(ABC):
     """A library that compiles and runs models on one kind of hardware."""
 
     name: str
+    # Whether `compile` runs non-negative activations on the finer UINT8 grid (engines.quantization.unsigned).
+    unsigned_activations: bool = False
 
     @abstractmethod
     def hardware_key(self) -> str:

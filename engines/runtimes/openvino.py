@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 
 from engines.errors import CompileError, EngineError, EngineRunError
 from engines.model_signature import input_specs, output_specs
+from engines.quantization.unsigned import refine_unsigned
 from engines.runtimes.base import Engine, Runtime, Slot
 from engines.runtimes.engine_cache import EngineCache
 from engines.runtimes.saturation import saturation_probe
@@ -63,6 +64,7 @@ class OpenVINORuntime(Runtime):
     """OpenVINO on the processor, in the float32 and int8 kernels of oneDNN."""
 
     name = "openvino"
+    unsigned_activations = True
 
     def __init__(self, *, static_shapes: bool | None = None) -> None:
         """Starts nothing yet.
@@ -90,11 +92,22 @@ class OpenVINORuntime(Runtime):
         return _probe().weight_bits
 
     def compile(self, model: Path, *, threads: int, cache: Path | None = None) -> Engine:
-        content = model.read_bytes()
+        content = _content(model)
         config = {**_CONFIG, "INFERENCE_NUM_THREADS": threads}
         static = "amx" in _probe().kernel.lower() if self._static_shapes is None else self._static_shapes
         kept = None if cache is None else EngineCache(cache / self.hardware_key())
         return _OpenVINOEngine(_Program(content, config, kept), *_specs(content), static_shapes=static)
+
+
+def _content(model: Path) -> bytes:
+    """The ONNX file as OpenVINO gets it: non-negative activations in UINT8, whose step is half as wide."""
+    content = model.read_bytes()
+    try:
+        proto = onnx.load_model_from_string(content)
+    except DecodeError:
+        return content  # what is wrong with it is said where it is read
+    refined: bytes = refine_unsigned(proto).SerializeToString(deterministic=True)
+    return refined
 
 
 class _OpenVINOEngine(PooledEngine):

@@ -1,0 +1,85 @@
+"""Chooses between 8-bit models on the tune samples: what is compared are compiled engines, not simulations."""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.accuracy import BEST_DB, Comparison
+from engines.errors import CompileError, EngineRunError
+from engines.model import Model, save_model
+from engines.options import Metric
+from engines.runtimes.base import Runtime
+from engines.runtimes.reference import ReferenceSession
+from engines.samples import SampleView
+from engines.tensors import Array
+
+MAX_TUNE_ROWS = 256
+"""More rows would change a choice between candidates only where it does not matter."""
+TUNE_BATCH_ROWS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One way to write the 8-bit model."""
+
+    # For the report, for example "weights fitted to the samples".
+    name: str
+    make: Callable[[], Model]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The best candidate."""
+
+    name: str
+    model: Model
+    # SQNR of the worst output on the tune samples, by candidate, in decibels.
+    sqnr_db: Mapping[str, float]
+
+
+class Tuner:
+    """Scores 8-bit models by how close their compiled engine comes to FP32 on the tune samples."""
+
+    def __init__(self, reference: Model, samples: SampleView, *, runtime: Runtime, threads: int) -> None:
+        """Runs FP32 once over the samples and keeps its answers."""
+        self._runtime = runtime
+        self._threads = threads
+        session = ReferenceSession(reference.proto.SerializeToString(), threads=threads)
+        self._batches: list[tuple[Mapping[str, Array], Mapping[str, Array]]] = []
+        rows = 0
+        size = reference.fixed_rows or TUNE_BATCH_ROWS
+        for feeds in samples.batches(size, whole=reference.fixed_rows is not None):
+            self._batches.append((feeds, session.run(feeds)))
+            rows += size
+            if rows >= MAX_TUNE_ROWS:
+                break
+
+    def sqnr_db(self, model: Model) -> float:
+        """SQNR of the worst output, in decibels; of a model that the runtime cannot run, the least there is."""
+        comparison = Comparison()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "candidate.onnx"
+            save_model(model, path)
+            try:
+                with self._runtime.compile(path, threads=self._threads) as engine:
+                    for feeds, right in self._batches:
+                        comparison.add(right, engine.run(feeds))
+            except (CompileError, EngineRunError):
+                return -BEST_DB
+        return comparison.result().value(Metric.SQNR_DB)
+
+    def choose(self, candidates: Sequence[Candidate], *, progress: Callable[[float], None]) -> Choice:
+        """The candidate with the highest SQNR; of equal ones the first, so put the plainest first."""
+        scores: dict[str, float] = {}
+        best: tuple[float, str, Model] | None = None
+        for number, candidate in enumerate(candidates):
+            model = candidate.make()
+            score = self.sqnr_db(model)
+            scores[candidate.name] = round(score, 2)
+            if best is None or score > best[0]:
+                best = (score, candidate.name, model)
+            progress((number + 1) / len(candidates))
+        if best is None:
+            raise ValueError("there is nothing to choose from.")
+        return Choice(name=best[1], model=best[2], sqnr_db=scores)

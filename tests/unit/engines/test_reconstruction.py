@@ -1,0 +1,133 @@
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from engines.calibration.moments import FEWEST_ROWS, Layer, observe_moments
+from engines.formats import WeightBits, activation_grid, sqnr_db
+from engines.model import Model, from_proto
+from engines.quantization.placement import place, tensors
+from engines.quantization.qdq import quantize_model
+from engines.quantization.reconstruction import reconstruct, reconstructible
+from engines.quantization.unfolding import unfold
+from engines.runtimes.reference import ReferenceSession
+from engines.tensors import Array
+from tests.unit.engines import onnx_graphs
+from tests.unit.engines.onnx_graphs import GraphBuilder, floats
+
+THRESHOLD = 4.0
+
+
+def batches(rows: int, *, seed: int = 1, size: int = 4) -> list[dict[str, Array]]:
+    images = onnx_graphs.image_rows(rows, seed=seed)
+    return [{"image": images[start : start + size]} for start in range(0, rows, size)]
+
+
+def quantized(model: Model, bits: WeightBits, *, fit: bool) -> Model:
+    placement = place(model)
+    thresholds = dict.fromkeys(tensors(placement), THRESHOLD)
+    weights = None
+    if fit:
+        layers = reconstructible(model, placement, thresholds, unsigned=False)
+        moments = observe_moments(
+            model, layers, batches(64), batch_count=16, threads=1, progress=lambda rows: None
+        )
+        weights = reconstruct(model, layers, moments, bits)
+    return quantize_model(model, placement, thresholds, weight_bits=bits, weights=weights)
+
+
+def answers(model: Model, rows: Array) -> NDArray[np.float64]:
+    session = ReferenceSession(model.proto.SerializeToString(), threads=1)
+    return np.asarray(session.run({"image": rows})["scores"], np.float64)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [onnx_graphs.conv_net, onnx_graphs.residual_net, onnx_graphs.depthwise_net],
+    ids=lambda net: net.__name__,
+)
+@pytest.mark.parametrize("bits", list(WeightBits))
+def test_fitted_weights_come_closer_to_fp32_on_fresh_rows(net: object, bits: WeightBits) -> None:
+    model = from_proto(net(channels=32) if net is not onnx_graphs.depthwise_net else net())  # type: ignore[operator] # a builder
+    fresh = onnx_graphs.image_rows(256, seed=99)
+    right = answers(model, fresh)
+    plain_db, fitted_db = (
+        sqnr_db(right, answers(quantized(model, bits, fit=fit), fresh)) for fit in (False, True)
+    )
+    assert fitted_db > plain_db + 1
+
+
+def test_fitted_model_is_valid_and_the_given_one_is_not_changed() -> None:
+    model = from_proto(onnx_graphs.residual_net())
+    before = model.proto.SerializeToString(deterministic=True)
+    onnx.checker.check_model(quantized(model, WeightBits.EIGHT, fit=True).proto, full_check=True)
+    assert model.proto.SerializeToString(deterministic=True) == before
+
+
+def test_mean_of_every_channel_is_that_of_fp32_on_the_calibration_rows() -> None:
+    graph = GraphBuilder()
+    weight, bias = graph.weight("w", 16, 3, 3, 3), graph.weight("b", 16)
+    graph.node("Conv", ["image", weight, bias], "scores", strides=[2, 2])
+    model = from_proto(graph.model([floats("image", "n", 3, 8, 8)], [floats("scores", "n", 16, 3, 3)]))
+    rows = onnx_graphs.image_rows(64)
+    shift = (answers(quantized(model, WeightBits.EIGHT, fit=True), rows) - answers(model, rows)).mean(
+        axis=(0, 2, 3)
+    )
+    plain = (answers(quantized(model, WeightBits.EIGHT, fit=False), rows) - answers(model, rows)).mean(
+        axis=(0, 2, 3)
+    )
+    assert np.abs(shift).max() < 1e-5 < np.abs(plain).max()
+
+
+def layer() -> tuple[Model, Layer]:
+    model = from_proto(onnx_graphs.conv_net())
+    node = next(node for node in model.proto.graph.node if node.name == "conv1_node")
+    unfolding = unfold(node, (16, 3, 3, 3))
+    assert unfolding is not None
+    return model, Layer(node=node.name, tensor="image", grid=activation_grid(THRESHOLD), unfolding=unfolding)
+
+
+def test_moments_are_the_sums_of_the_definition() -> None:
+    model, watched = layer()
+    found = observe_moments(
+        model, [watched], batches(8), batch_count=2, threads=1, progress=lambda rows: None
+    )[watched.node]
+    rows = watched.unfolding.rows(onnx_graphs.image_rows(8))
+    coarse = watched.grid.snap(rows)
+    assert found.rows == rows.shape[1]
+    np.testing.assert_allclose(found.gram, coarse.transpose(0, 2, 1) @ coarse, rtol=1e-4, atol=1e-2)
+    np.testing.assert_allclose(found.cross, coarse.transpose(0, 2, 1) @ rows, rtol=1e-4, atol=1e-2)
+    np.testing.assert_allclose(found.exact, rows.sum(axis=1), rtol=1e-3, atol=1e-2)
+    np.testing.assert_allclose(
+        found.centred().gram[0], np.cov(coarse[0].T, bias=True) * found.rows, rtol=1e-3, atol=0.1
+    )
+
+
+def test_rows_of_a_layer_are_bounded_however_many_samples_there_are() -> None:
+    model, watched = layer()
+    many = observe_moments(
+        model, [watched], batches(512), batch_count=128, threads=1, progress=lambda rows: None
+    )[watched.node]
+    assert FEWEST_ROWS <= many.rows < 1.1 * FEWEST_ROWS
+
+
+def test_non_negative_inputs_are_fitted_to_the_unsigned_grid() -> None:
+    model = from_proto(onnx_graphs.conv_net())
+    placement = place(model)
+    thresholds = dict.fromkeys(tensors(placement), THRESHOLD)
+    found = {
+        layer.tensor: layer.grid for layer in reconstructible(model, placement, thresholds, unsigned=True)
+    }
+    assert (found["image"].low, found["image"].high) == (-128, 127)
+    assert (found["relu1"].low, found["relu1"].high) == (0, 255)
+    assert found["relu1"].scale == pytest.approx(THRESHOLD / 255)
+
+
+def test_layers_that_have_no_bias_get_one_where_the_operator_has_a_place_for_it() -> None:
+    model = from_proto(onnx_graphs.residual_net())
+    result = quantized(model, WeightBits.EIGHT, fit=True).proto
+    constants = {tensor.name: tensor for tensor in result.graph.initializer}
+    for node in result.graph.node:
+        if node.op_type == "Conv":
+            assert numpy_helper.to_array(constants[node.input[2]]).shape == (16,)
