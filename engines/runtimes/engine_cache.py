@@ -1,7 +1,7 @@
-"""Compiled engines kept on disk: a quantized CNN is read back about six times faster than it is compiled.
+"""Compiled engines kept on disk: a quantized CNN is read back about five times faster than it is compiled.
 
-Measured with OpenVINO 2026.4 on two busy cores: a 27-layer residual CNN in 8 bits 600 ms against 80 ms, the
-digit classifier 280 ms against 40 ms.
+Measured with OpenVINO 2026.4 on two cores: a 27-layer residual CNN in 8 bits 500 to 600 ms against 80 to 110,
+the digit classifier 280 to 340 ms against 40 to 70.
 """
 
 import contextlib
