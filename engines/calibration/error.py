@@ -42,6 +42,19 @@ def squared_errors(histogram: Histogram, thresholds: NDArray[np.float64]) -> NDA
     return result
 
 
+def noise_to_signal(histogram: Histogram, threshold: float) -> float:
+    """Mean squared error at `threshold` over the mean square of the values; 0 for a tensor of zeros.
+
+    A cheap guess of what quantizing the tensor costs: it knows nothing of how the model goes on from there.
+    """
+    centres = (np.arange(histogram.counts.size) + 0.5) * histogram.bin_width
+    energy = float(np.sum(histogram.counts * centres**2))
+    if not energy:
+        return 0.0
+    error = float(squared_errors(histogram, np.array([threshold]))[0])
+    return error * int(histogram.counts.sum()) / energy
+
+
 def _suffix_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Sums from every index to the end, and 0 behind the end."""
     return np.append(np.cumsum(values[::-1])[::-1], 0.0)

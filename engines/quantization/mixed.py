@@ -77,7 +77,7 @@ def groups_of(placement: Placement, estimates: Mapping[str, float] | None = None
 
     Args:
         placement: everything that may be quantized.
-        estimates: by tensor, a guess of what its group costs, for example `activation_noise`.
+        estimates: by tensor, a guess of what its group costs, for example `calibration.error.noise_to_signal`.
     """
     known = estimates or {}
     return tuple(

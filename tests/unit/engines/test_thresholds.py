@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from engines.calibration.automatic import LEAST_GAIN_DB, choose
 from engines.calibration.entropy import FEWEST_VALUES
-from engines.calibration.error import squared_errors
+from engines.calibration.error import noise_to_signal, squared_errors
 from engines.calibration.histogram import Histogram
 from engines.calibration.least_squares import least_squares_threshold
 from engines.calibration.percentile import percentile_threshold
@@ -192,3 +192,16 @@ def test_scaling_the_tensor_by_a_power_of_two_scales_the_threshold(method: Calib
 def test_tiny_and_huge_tensors_have_thresholds(method: CalibrationMethod, size: float) -> None:
     values = draw("normal", count=20_000) * np.float32(size)
     assert 0 < threshold(Histogram.of(values), method) <= np.abs(values).max()
+
+
+@pytest.mark.parametrize("name", ["normal", "laplace", "relu", "uniform"])
+def test_noise_to_signal_predicts_the_sqnr_of_the_tensor(name: str) -> None:
+    values = draw(name)
+    histogram = Histogram.of(values)
+    limit = 0.8 * histogram.absmax
+    predicted_db = -10 * np.log10(noise_to_signal(histogram, limit))
+    assert predicted_db == pytest.approx(sqnr_db(values, on_grid(values, limit)), abs=0.2)
+
+
+def test_tensor_of_zeros_has_no_noise() -> None:
+    assert noise_to_signal(Histogram.of(np.zeros(10, np.float32)), 0.0) == 0
