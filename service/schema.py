@@ -1,6 +1,7 @@
 """Tables of the catalog, and the database engine that keeps them durable."""
 
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ WRITES = {"octet_writes": True}
 and what was read inside the transaction still holds when it commits."""
 
 BUSY_TIMEOUT_MS = 30_000
+_RETRY_S = 0.01
 
 
 class Base(DeclarativeBase):
@@ -107,9 +109,27 @@ def _configure(connection: sqlite3.Connection, _record: object) -> None:
     # Transactions are begun by `_begin`; the driver's own habit leaves reads and DDL outside of them.
     connection.isolation_level = None
     connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
-    connection.execute("PRAGMA journal_mode=WAL")
+    _use_write_ahead_log(connection)
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """Chooses the write-ahead log, which stays with the file.
+
+    SQLite does not wait for its busy timeout here: of two processes that open a new file at the same time, one
+    is told at once that the database is locked.
+    """
+    deadline_s = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline_s:
+                raise
+            time.sleep(_RETRY_S)
+        else:
+            return
 
 
 def _begin(connection: sa.Connection) -> None:

@@ -305,7 +305,7 @@ def test_readers_are_not_kept_waiting_by_a_writer(url: str, catalog: Catalog, tm
 
 
 def test_processes_may_create_the_catalog_at_the_same_time(url: str) -> None:
-    barrier = threading.Barrier(4)
+    barrier = threading.Barrier(8)
     created: list[str] = []
 
     def create() -> None:
@@ -313,12 +313,12 @@ def test_processes_may_create_the_catalog_at_the_same_time(url: str) -> None:
         Catalog(url).close()
         created.append(url)
 
-    threads = [threading.Thread(target=create) for _ in range(4)]
+    threads = [threading.Thread(target=create) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(created) == 4
+    assert len(created) == 8
 
 
 def test_values_are_frozen(catalog: Catalog) -> None:
