@@ -33,17 +33,6 @@ class CalibrationMethod(enum.StrEnum):
     """Tensor by tensor, what the observed distribution speaks for."""
 
 
-class OnMiss(enum.StrEnum):
-    """What becomes of a build whose 8-bit engine misses its contract."""
-
-    MIX = "mix"
-    """As few layers as possible stay in floating point, so that the rest meets it; where none do, FP32 serves."""
-    FAIL = "fail"
-    """The build fails and says by how much; nothing is published."""
-    PUBLISH = "publish"
-    """FP32 serves in its place, and the report says why; nothing is tried to meet the contract."""
-
-
 class Metric(enum.StrEnum):
     """What a contract is written in."""
 
@@ -84,10 +73,8 @@ class BuildOptions(_Options):
     """The options of one build."""
 
     precision: Precision = Precision.INT8
-    calibration: CalibrationMethod = CalibrationMethod.ENTROPY
+    calibration: CalibrationMethod = CalibrationMethod.AUTO
     contract: Contract = Contract()
-    # What happens where the 8-bit engine misses the contract.
-    on_miss: OnMiss = OnMiss.MIX
     batching: Batching = Batching()
     # Whether the version becomes the model's default once it is published.
     promote: bool = True

@@ -16,12 +16,13 @@ import numpy as np
 
 from engines import resources
 from engines.accuracy import check_metric
+from engines.calibration.automatic import choose
 from engines.calibration.histogram import Histogram
 from engines.calibration.observer import observe
 from engines.calibration.thresholds import threshold
 from engines.errors import CalibrationError, CompileError, EngineRunError, UnsupportedModelError
 from engines.model import Model, load_model, save_model
-from engines.options import BuildOptions, Precision
+from engines.options import BuildOptions, CalibrationMethod, Precision
 from engines.prepare import prepare as prepare_model
 from engines.quantization.placement import Placement, place, tensors
 from engines.quantizing import Plan, choose_weights, read_thresholds
@@ -152,7 +153,7 @@ def calibrate(workspace: Workspace, options: BuildOptions, progress: Progress) -
         name: {
             "threshold": threshold(histogram, method),
             "absmax": histogram.absmax,
-            "method": method.value,
+            "method": (choose(histogram) if method is CalibrationMethod.AUTO else method).value,
         }
         for name, histogram in histograms.items()
     }

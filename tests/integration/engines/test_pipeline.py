@@ -154,7 +154,7 @@ class TestDigits:
         assert table["rows"] == 128
         for entry in table["tensors"].values():
             assert set(entry) == {"threshold", "absmax", "method"}
-            assert entry["method"] == "entropy"
+            assert entry["method"] in ("max", "mse"), "auto names the method that it chose for the tensor"
 
     def test_the_loaded_engine_answers_like_fp32(self, digits: tuple[Path, Report], tmp_path: Path) -> None:
         images = np.load(DIGITS / "samples.npz")["image"][:50]
