@@ -72,7 +72,7 @@ class Rescaler:
             node.input[0] = source
 
     def finish(self) -> None:
-        """Puts the new nodes in their places and drops constants that nothing reads any more."""
+        """Puts the new nodes in their places and drops what nothing reads any more."""
         ordered: list[onnx.NodeProto] = []
         for node in self._graph.node:
             ordered += [*self._before.get(node.name, ()), node, *self._after.get(node.name, ())]
@@ -84,6 +84,11 @@ class Rescaler:
         del self._graph.node[:]
         self._graph.node.extend(copies)
         remove_dead_nodes(self._graph)
+        # Dead nodes leave their shapes behind, and the last sum of a product was renamed.
+        made = tensor_names(self._graph)
+        described = [value for value in self._graph.value_info if value.name in made]
+        del self._graph.value_info[:]
+        self._graph.value_info.extend(described)
 
     def _folds(self, tensor: str, channels: int, readers: int) -> list[_Scaled] | None:
         """The constants to change for `tensor`, read `readers` times, to come out scaled; None where none do."""
@@ -153,29 +158,27 @@ class Rescaler:
         return self._insert("Mul", [tensor, constant], f"{tensor}_smoothed", like=tensor, before=before)
 
     def _separate(self, node: onnx.NodeProto, tensor: str, weights: Floats, outliers: Sequence[int]) -> None:
-        """Adds x[..., outliers] W[outliers, :] to the node's product."""
+        """Adds x[..., outliers] W[outliers, :] to the node's product, one channel at a time.
+
+        Measured on OpenVINO 2026.4: a Slice, Mul and Add for each of two channels cost less than one Gather,
+        MatMul and Add for both. A slice [..., 1] times weights [N] has the rank of x W whatever the rank of x.
+        """
         result = node.output[0]
-        rest = self._name(f"{result}_without_outliers")
-        share = weights[list(outliers)] * np.float32(_attribute(node, "alpha", 1.0))
-        picked, product = f"{result}_outliers", f"{result}_outlier_product"
-        if len(outliers) == 1:
-            # One channel is one multiplication; [..., 1] * [N] keeps the rank of x W for every rank of x.
+        share = weights * np.float32(_attribute(node, "alpha", 1.0))
+        total = node.output[0] = self._name(f"{result}_without_outliers")
+        self._describe(total, like=result)
+        for channel in outliers:
+            name = f"{result}_outlier_{channel}"
             bounds = [
-                self._constant(f"{result}_outlier_{name}", np.array([value], np.int64))
-                for name, value in (("start", outliers[0]), ("end", outliers[0] + 1), ("axis", -1))
+                self._constant(f"{name}_{bound}", np.array([value], np.int64))
+                for bound, value in (("start", channel), ("end", channel + 1), ("axis", -1))
             ]
-            picked = self._insert("Slice", [tensor, *bounds], picked, behind=node.name)
-            added = self._constant(f"{result}_outlier_weights", share[0])
-            product = self._insert("Mul", [picked, added], product, like=result, behind=node.name)
-        else:
-            indices = self._constant(f"{result}_outlier_channels", np.array(outliers, np.int64))
-            picked = self._insert("Gather", [tensor, indices], picked, behind=node.name, axis=-1)
-            added = self._constant(f"{result}_outlier_weights", share)
-            product = self._insert("MatMul", [picked, added], product, like=result, behind=node.name)
-        node.output[0] = rest
-        self._describe(rest, like=result)
-        total = helper.make_node("Add", [rest, product], [result], name=self._node_name(f"{result}_sum"))
-        self._after.setdefault(node.name, []).append(total)
+            picked = self._insert("Slice", [tensor, *bounds], name, behind=node.name)
+            factor = self._constant(f"{name}_weights", share[channel])
+            product = self._insert("Mul", [picked, factor], f"{name}_product", like=result, behind=node.name)
+            total = self._insert("Add", [total, product], f"{name}_sum", like=result, behind=node.name)
+        # What was added last takes the name that the readers know.
+        self._after[node.name][-1].output[0] = result
 
     def _insert(
         self,
@@ -186,12 +189,9 @@ class Rescaler:
         like: str | None = None,
         before: str | None = None,
         behind: str | None = None,
-        axis: int | None = None,
     ) -> str:
         output = self._name(output)
         node = helper.make_node(operator, inputs, [output], name=self._node_name(f"{output}_node"))
-        if axis is not None:
-            node.attribute.append(helper.make_attribute("axis", axis))
         if like is not None:
             self._describe(output, like=like)
         place, name = (self._before, before) if before is not None else (self._after, behind)
