@@ -160,7 +160,7 @@ class Rescaler:
     def _separate(self, node: onnx.NodeProto, tensor: str, weights: Floats, outliers: Sequence[int]) -> None:
         """Adds x[..., outliers] W[outliers, :] to the node's product, one channel at a time.
 
-        Measured on OpenVINO 2026.4: a Slice, Mul and Add for each of two channels cost less than one Gather,
+        Measured on OpenVINO 2026.4: a Slice, Mul and Add for each of two channels cost no more than one Gather,
         MatMul and Add for both. A slice [..., 1] times weights [N] has the rank of x W whatever the rank of x.
         """
         result = node.output[0]
