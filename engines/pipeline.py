@@ -18,7 +18,7 @@ from engines import resources
 from engines.accuracy import check_metric
 from engines.calibration.automatic import choose
 from engines.calibration.histogram import Histogram
-from engines.calibration.observer import observe
+from engines.calibration.observer import BATCH_ROWS, observe
 from engines.calibration.thresholds import threshold
 from engines.errors import CalibrationError, CompileError, EngineRunError, UnsupportedModelError
 from engines.model import Model, load_model, save_model
@@ -46,10 +46,6 @@ from engines.workspace import (
     VALIDATED,
     Workspace,
 )
-
-CALIBRATION_ROWS = 4
-"""Rows of a calibration batch. Fixed, because the last digits of activations depend on it; small, because all
-observed tensors of a batch are in memory at once (ResNet-50: 120 MB a row)."""
 
 Progress = Callable[[float], None]
 """Takes the share of a phase that is done, 0 to 1."""
@@ -167,7 +163,7 @@ def _observed(
 ) -> dict[str, Histogram]:
     if not names:
         return {}
-    size = model.fixed_rows or CALIBRATION_ROWS
+    size = model.fixed_rows or BATCH_ROWS
     try:
         return observe(
             model,

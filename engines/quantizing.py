@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from engines import resources
 from engines.calibration.moments import observe_moments
+from engines.calibration.observer import BATCH_ROWS
 from engines.formats import WeightBits
 from engines.model import Model
 from engines.quantization.placement import Placement
@@ -23,8 +24,6 @@ from engines.workspace import CALIBRATION, Workspace
 NEAREST = "weights rounded to the nearest"
 FITTED = "weights fitted to the samples"
 
-MOMENT_BATCH_ROWS = 4
-"""As in calibration: fixed, because the last digits of activations depend on it."""
 _FITTING_SHARE = 0.7
 """Of the phase's time."""
 
@@ -72,7 +71,7 @@ def _fitted(plan: Plan, rows: SampleView, progress: Callable[[float], None]) -> 
     if not layers:
         return {}
     fixed = plan.model.fixed_rows
-    size = fixed or MOMENT_BATCH_ROWS
+    size = fixed or BATCH_ROWS
     moments = observe_moments(
         plan.model,
         layers,

@@ -77,12 +77,26 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def train(images: Tensor, labels: Tensor) -> DigitClassifier:
     """One-cycle AdamW with label smoothing."""
-    generator = torch.Generator().manual_seed(8)
     model = DigitClassifier()
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.02)
     steps = EPOCHS * -(-len(images) // BATCH_ROWS)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
-    for epoch in range(EPOCHS):
+    fit(model, images, labels, optimizer=optimizer, schedule=schedule, epochs=EPOCHS)
+    return model.eval()
+
+
+def fit(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    epochs: int,
+) -> None:
+    """Trains with label smoothing, every epoch on newly distorted images in a new order."""
+    generator = torch.Generator().manual_seed(8)
+    for epoch in range(epochs):
         model.train()
         total = 0.0
         for rows in torch.randperm(len(images), generator=generator).split(BATCH_ROWS):
@@ -93,8 +107,7 @@ def train(images: Tensor, labels: Tensor) -> DigitClassifier:
             optimizer.step()
             schedule.step()
             total += loss.item() * len(rows)
-        print(f"epoch {epoch + 1}/{EPOCHS}: loss {total / len(images):.3f}", flush=True)
-    return model.eval()
+        print(f"epoch {epoch + 1}/{epochs}: loss {total / len(images):.3f}", flush=True)
 
 
 def strip_provenance(path: Path) -> None:

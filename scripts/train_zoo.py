@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scripts.train_digits import TRAINING_ROWS, augmented, strip_provenance
+from scripts.train_digits import TRAINING_ROWS, fit, strip_provenance
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "examples" / "digits" / "digits.npz"
@@ -157,25 +157,13 @@ ZOO = {
 
 def train(recipe: Recipe, images: Tensor, labels: Tensor) -> nn.Module:
     """One-cycle AdamW with label smoothing, every epoch on newly distorted images."""
-    generator = torch.Generator().manual_seed(8)
     model = recipe.build()
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
     steps = recipe.epochs * math.ceil(len(images) / BATCH_ROWS)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=recipe.learning_rate, total_steps=steps, pct_start=0.15
     )
-    for epoch in range(recipe.epochs):
-        model.train()
-        total = 0.0
-        for rows in torch.randperm(len(images), generator=generator).split(BATCH_ROWS):
-            scores = model(augmented(images[rows], generator))
-            loss = functional.cross_entropy(scores, labels[rows], label_smoothing=0.05)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            total += loss.item() * len(rows)
-        print(f"epoch {epoch + 1}/{recipe.epochs}: loss {total / len(images):.3f}", flush=True)
+    fit(model, images, labels, optimizer=optimizer, schedule=schedule, epochs=recipe.epochs)
     return model.eval()
 
 

@@ -225,3 +225,16 @@ def matmul_net(
     graph.node("Relu", ["fc1"], "relu")
     graph.node("MatMul", ["relu", graph.weight("fc2.weight", hidden, classes)], "scores")
     return graph.model([floats("vector", rows, *VECTOR_ITEM)], [floats("scores", rows, classes)])
+
+
+BUILDERS = (
+    conv_net,
+    residual_net,
+    depthwise_net,
+    batch_norm_net,
+    conv_transpose_net,
+    resize_net,
+    mlp,
+    matmul_net,
+)
+"""All of the above."""

@@ -16,16 +16,6 @@ from engines.model import from_proto, load_model, save_model
 from tests.unit.engines import onnx_graphs as graphs
 
 NEWEST_OPSET = onnx.defs.onnx_opset_version()
-BUILDERS = [
-    graphs.conv_net,
-    graphs.residual_net,
-    graphs.depthwise_net,
-    graphs.batch_norm_net,
-    graphs.conv_transpose_net,
-    graphs.resize_net,
-    graphs.mlp,
-    graphs.matmul_net,
-]
 
 
 def tensor_info(name: str, *shape: int | str | None, dtype: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
@@ -88,7 +78,7 @@ def branch_graph(
 
 
 class TestReading:
-    @pytest.mark.parametrize("build", BUILDERS)
+    @pytest.mark.parametrize("build", graphs.BUILDERS)
     @pytest.mark.parametrize("opset", [11, 13, 17, NEWEST_OPSET])
     def test_takes_networks_of_every_opset_in_range(
         self, build: Callable[..., onnx.ModelProto], opset: int

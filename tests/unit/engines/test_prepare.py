@@ -16,16 +16,6 @@ from engines.runtimes.reference import ReferenceSession
 from tests.unit.engines import onnx_graphs as graphs
 
 NEWEST_OPSET = onnx.defs.onnx_opset_version()
-BUILDERS = [
-    graphs.conv_net,
-    graphs.residual_net,
-    graphs.depthwise_net,
-    graphs.batch_norm_net,
-    graphs.conv_transpose_net,
-    graphs.resize_net,
-    graphs.mlp,
-    graphs.matmul_net,
-]
 
 
 def floats(name: str, *shape: int | str | None) -> onnx.ValueInfoProto:
@@ -88,7 +78,7 @@ def constants(model: Model) -> dict[str, NDArray[Any]]:
 
 
 class TestEveryModel:
-    @pytest.mark.parametrize("build", BUILDERS)
+    @pytest.mark.parametrize("build", graphs.BUILDERS)
     @pytest.mark.parametrize("opset", [11, 12, 13, 16, 18, 21, NEWEST_OPSET])
     def test_keeps_answers_and_interface(self, build: Callable[..., onnx.ModelProto], opset: int) -> None:
         before = load_model(build(opset=opset).SerializeToString())
@@ -99,14 +89,14 @@ class TestEveryModel:
         assert load_model(after.proto.SerializeToString()).outputs == after.outputs
         assert_same_answers(before, after)
 
-    @pytest.mark.parametrize("build", BUILDERS)
+    @pytest.mark.parametrize("build", graphs.BUILDERS)
     def test_leaves_its_input_alone(self, build: Callable[..., onnx.ModelProto]) -> None:
         before = load_model(build(opset=13).SerializeToString())
         content = before.proto.SerializeToString(deterministic=True)
         prepare(before).proto.graph.initializer[0].name = "changed"
         assert before.proto.SerializeToString(deterministic=True) == content
 
-    @pytest.mark.parametrize("build", BUILDERS)
+    @pytest.mark.parametrize("build", graphs.BUILDERS)
     def test_is_settled_after_one_pass(self, build: Callable[..., onnx.ModelProto]) -> None:
         once = prepare(load_model(build().SerializeToString()))
         assert prepare(once) == once
