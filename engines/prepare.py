@@ -8,6 +8,7 @@ from engines.errors import UnsupportedModelError
 from engines.growth import GROWING, check_growth, constant_tensors, grown_elements
 from engines.model import Model, from_proto
 from engines.model_checks import check_tensor_size, default_opset, one_sentence
+from engines.preparation.attention import simplify_attention
 from engines.preparation.batch_norm import fold_batch_norms
 from engines.preparation.folding import fold_constants
 from engines.preparation.opset import set_ir_version, upgrade_opset
@@ -31,8 +32,8 @@ def prepare(model: Model) -> Model:
 
     Its opset is 21 where onnx can convert to it (else the nearest that quantization can work with), constants are
     initializers, weights that were reshaped, transposed or cast are folded, BatchNormalization is part of the
-    convolution before it, nothing is dead, every node has a name of its own and every tensor whose shape can be
-    inferred has it. Inputs and outputs keep names, order, types and shapes.
+    convolution before it, attention is written as runtimes know it, nothing is dead, every node has a name of its own
+    and every tensor whose shape can be inferred has it. Inputs and outputs keep names, order, types and shapes.
 
     Raises:
         UnsupportedModelError: the opset is too old to convert, or the graph's constants ask for a tensor past all
@@ -46,14 +47,20 @@ def prepare(model: Model) -> Model:
     _fold(proto)
     fold_batch_norms(graph)
     remove_dead_nodes(graph)
+    _note_shapes(graph, _infer(proto, data_prop=False))
+    simplify_attention(graph)
     name_nodes(graph)
     set_ir_version(proto)
     values = _infer(proto, data_prop=False)
     if _may_propagate(graph, values):
         values = _infer(proto, data_prop=True)
+    _note_shapes(graph, values)
+    return from_proto(proto)
+
+
+def _note_shapes(graph: onnx.GraphProto, values: list[onnx.ValueInfoProto]) -> None:
     del graph.value_info[:]
     graph.value_info.extend(values)
-    return from_proto(proto)
 
 
 def _fold(proto: onnx.ModelProto) -> None:

@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 
 from engines.preparation.tidying import fresh_name, remove_dead_nodes, tensor_names, use_counts
 from engines.quantization.placement import LayerKind
+from engines.quantization.recomputed import chain, column
 
 Floats = NDArray[np.float32]
 
@@ -36,11 +37,16 @@ class Rescaler:
         self._graph = graph
         self._constants = {tensor.name: tensor for tensor in graph.initializer}
         self._nodes = {node.name: node for node in graph.node}
+        self._order = {node.name: place for place, node in enumerate(graph.node)}
         self._producers = {output: node for node in graph.node for output in node.output}
         self._uses = use_counts(graph)
         self._values = {value.name: value for value in (*graph.value_info, *graph.input, *graph.output)}
         self._tensors = tensor_names(graph)
         self._node_names = set(self._nodes)
+        # The nodes as they were before any was rescaled, by output.
+        self._original = {
+            node.output[0]: onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node
+        }
         # New nodes, by the name of the old node that they go in front of, or behind.
         self._before: dict[str, list[onnx.NodeProto]] = {}
         self._after: dict[str, list[onnx.NodeProto]] = {}
@@ -50,10 +56,9 @@ class Rescaler:
     ) -> None:
         """Divides the channels of `tensor` on its way to `nodes`, all of its matrix products, in graph order.
 
-        Channels in `outliers` are set to 0 there and added to each product in floating point.
+        Channels in `outliers` meet weights of 0 there and are added to each product in floating point.
         """
         factor = (1 / divisors).astype(np.float32)
-        factor[list(outliers)] = 0
         multiplier = divisors.copy()
         multiplier[list(outliers)] = 0
         folds = None if outliers else self._folds(tensor, len(factor), len(nodes))
@@ -169,16 +174,41 @@ class Rescaler:
         self._describe(total, like=result)
         for channel in outliers:
             name = f"{result}_outlier_{channel}"
-            bounds = [
-                self._constant(f"{name}_{bound}", np.array([value], np.int64))
-                for bound, value in (("start", channel), ("end", channel + 1), ("axis", -1))
-            ]
-            picked = self._insert("Slice", [tensor, *bounds], name, behind=node.name)
+            picked = self._recomputed(tensor, len(weights), channel, behind=node.name)
+            if picked is None:
+                bounds = [
+                    self._constant(f"{name}_{bound}", np.array([value], np.int64))
+                    for bound, value in (("start", channel), ("end", channel + 1), ("axis", -1))
+                ]
+                picked = self._insert("Slice", [tensor, *bounds], name, behind=node.name)
             factor = self._constant(f"{name}_weights", share[channel])
             product = self._insert("Mul", [picked, factor], f"{name}_product", like=result, behind=node.name)
             total = self._insert("Add", [total, product], f"{name}_sum", like=result, behind=node.name)
         # What was added last takes the name that the readers know.
         self._after[node.name][-1].output[0] = result
+
+    def _recomputed(self, tensor: str, channels: int, channel: int, *, behind: str) -> str | None:
+        """The channel computed from where it comes from, [..., 1]; None where that is not a matrix product."""
+        nodes = chain(tensor, channels, self._original, self._constants)
+        if nodes is None:
+            return None
+        copies: dict[str, str] = {}
+        for node in sorted(nodes, key=lambda node: self._order[node.name]):
+            inputs = list(node.input)
+            for place, name in enumerate(inputs):
+                if name in self._constants:
+                    part = column(self._constants[name], channel)
+                    inputs[place] = self._constant(f"{name}_channel_{channel}", np.ascontiguousarray(part))
+                else:
+                    inputs[place] = copies.get(name, name)
+            copies[node.output[0]] = self._insert(
+                node.op_type,
+                inputs,
+                f"{node.output[0]}_channel_{channel}",
+                attributes=node.attribute,
+                behind=behind,
+            )
+        return copies[tensor]
 
     def _insert(
         self,
@@ -186,12 +216,14 @@ class Rescaler:
         inputs: list[str],
         output: str,
         *,
+        attributes: Sequence[onnx.AttributeProto] = (),
         like: str | None = None,
         before: str | None = None,
         behind: str | None = None,
     ) -> str:
         output = self._name(output)
         node = helper.make_node(operator, inputs, [output], name=self._node_name(f"{output}_node"))
+        node.attribute.extend(attributes)
         if like is not None:
             self._describe(output, like=like)
         place, name = (self._before, before) if before is not None else (self._after, behind)

@@ -145,7 +145,7 @@ def choose(observed: ChannelRange, weights: Floats, bits: WeightBits) -> Choice:
             alpha, divisors = candidates[least]
             best = Choice(
                 alpha=alpha,
-                divisors=divisors,
+                divisors=_inconspicuous(observed.absmax, divisors, separated),
                 outliers=tuple(int(channel) for channel in sorted(separated)),
                 error_before=before,
                 error_after=best_error,
@@ -199,6 +199,17 @@ def _without(
     absmax, rows, kept = observed.absmax.copy(), observed.rows.copy(), weights.copy()
     absmax[channels], rows[:, channels], kept[channels] = 0, 0, 0
     return ChannelRange(absmax=absmax, rows=rows), kept
+
+
+def _inconspicuous(absmax: Floats, divisors: Floats, channels: NDArray[np.int64]) -> Floats:
+    """Divisors that bring separated channels, which nothing reads in 8 bits, into the range of the others."""
+    if not len(channels):
+        return divisors
+    others = np.delete(absmax / divisors, channels)
+    typical = float(np.median(others[others > 0])) if (others > 0).any() else 1.0
+    brought = divisors.copy()
+    brought[channels] = absmax[channels] / np.float32(typical)
+    return brought
 
 
 def _floored(ranges: Floats) -> NDArray[np.float64]:
