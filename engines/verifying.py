@@ -96,7 +96,7 @@ def verify(
         serving=serving,
         contract=options.contract,
         fp32=_engine_report(verification),
-        int8=_engine_report(trial.verification) if trial else None,
+        quantized=_engine_report(trial.verification) if trial else None,
         evidence=_evidence(splits, proof),
         batching=Batching(batchable=unbatchable is None, reason=unbatchable),
         sizes=_sizes(workspace),
@@ -137,8 +137,8 @@ def _latencies(
     found = []
     for rows in sorted(sizes):
         times_ms = latencies_ms(engines, repeated(batch.inputs, rows))
-        int8_ms = times_ms[1] if len(times_ms) > 1 else None
-        found.append(LatencyReport(rows=rows, fp32_ms=times_ms[0], int8_ms=int8_ms))
+        quantized_ms = times_ms[1] if len(times_ms) > 1 else None
+        found.append(LatencyReport(rows=rows, fp32_ms=times_ms[0], quantized_ms=quantized_ms))
     return tuple(found)
 
 
