@@ -145,6 +145,9 @@ class Report(_Part):
     sizes: Sizes
     layers: Layers
     thresholds: dict[str, ThresholdReport]
+    # Whether the runtime only imitates the 8-bit type of the quantized engine, in wider arithmetic: it answers like
+    # hardware that has the type, and is no faster than FP32.
+    emulated: bool
     latencies: tuple[LatencyReport, ...]
     hardware: Hardware
     versions: dict[str, str]
@@ -171,8 +174,11 @@ class Report(_Part):
 
     @property
     def speedup(self) -> float | None:
-        """How many times as fast as FP32 the 8-bit engine is, at the largest batch that was timed."""
-        if not self.latencies or self.latencies[-1].quantized_ms is None:
+        """How many times as fast as FP32 the 8-bit engine is, at the largest batch that was timed.
+
+        None where there is none, or where it is emulated: its time says nothing about 8 bits.
+        """
+        if self.emulated or not self.latencies or self.latencies[-1].quantized_ms is None:
             return None
         return self.latencies[-1].fp32_ms / self.latencies[-1].quantized_ms
 
@@ -192,6 +198,7 @@ class Report(_Part):
             "top1_agreement": worst("top1_agreement"),
             "batchable": self.batching.batchable,
             "weak_evidence": self.evidence.weak,
+            "emulated": self.emulated and self.serving is not Precision.FP32,
             "speedup": self.speedup if self.serving is not Precision.FP32 else None,
             "fp32_bytes": self.sizes.prepared_bytes,
             "quantized_bytes": self.sizes.quantized_bytes,

@@ -49,6 +49,7 @@ def report(**changes: Any) -> Report:
         "sizes": Sizes(uploaded_bytes=400, prepared_bytes=390, quantized_bytes=100),
         "layers": Layers(),
         "thresholds": {},
+        "emulated": False,
         "latencies": (
             LatencyReport(rows=1, fp32_ms=2.0, quantized_ms=1.0),
             LatencyReport(rows=32, fp32_ms=30.0, quantized_ms=10.0),
