@@ -18,7 +18,7 @@ Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 FP32_DB = 70.0
 """Floating-point sums whose order depends on the batch size differ by less: about 120 dB was seen in CNNs."""
-INT8_DB = 40.0
+EIGHT_BIT_DB = 40.0
 """Such a difference may move an activation across a rounding step of 8 bits, once in many thousands."""
 
 TRIAL_ROWS = 8

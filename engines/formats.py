@@ -9,6 +9,7 @@ The zero point is always 0, which TensorRT demands, so 0.0 is represented exactl
 
 import enum
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +23,26 @@ _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 """Scales below the smallest normal float32 are flushed to zero by some kernels, and zero is no scale."""
 
 
+Codes = NDArray[np.int8 | np.uint8]
+"""8-bit integers, or the bytes of 8-bit floats."""
+
+
+class WeightGrid(Protocol):
+    """The numbers that weights can be, over the scale of their output channel."""
+
+    @property
+    def largest(self) -> float:
+        """What the largest magnitude of a channel is scaled to."""
+
+    def encode(self, scaled: NDArray[np.floating]) -> Codes:
+        """Codes of weights over their scales, same shape: each rounded to the nearest, clipped to the largest."""
+
+    def decode(self, codes: Codes) -> NDArray[np.float32]:
+        """The numbers that the codes stand for, same shape."""
+
+
 class WeightBits(enum.IntEnum):
-    """How many bits of INT8 the weights use."""
+    """How many bits of INT8 the weights use; a `WeightGrid`."""
 
     EIGHT = 8
     """Codes -127 to 127."""
@@ -35,17 +54,41 @@ class WeightBits(enum.IntEnum):
         """The largest code."""
         return int(2 ** (self.value - 1) - 1)
 
+    @property
+    def largest(self) -> float:
+        """See `WeightGrid`."""
+        return float(self.levels)
+
+    def encode(self, scaled: NDArray[np.floating]) -> NDArray[np.int8]:
+        """See `WeightGrid`."""
+        return quantize(scaled, np.float32(1), low=-self.levels, high=self.levels)
+
+    def decode(self, codes: Codes) -> NDArray[np.float32]:
+        """See `WeightGrid`."""
+        return codes.astype(np.float32)
+
+
+class Grid(Protocol):
+    """The numbers that a quantized activation can be."""
+
+    @property
+    def scale(self) -> np.float32:
+        """What QuantizeLinear divides by."""
+
+    def snap(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Each value as quantizing and dequantizing leaves it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationGrid:
-    """The numbers that a quantized activation can be: codes low..high times the scale."""
+    """A `Grid` of 8-bit integers: codes low..high times the scale."""
 
     scale: np.float32
     low: int
     high: int
 
     def snap(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Each value as quantizing and dequantizing leaves it."""
+        """See `Grid`."""
         snapped: NDArray[np.float32] = np.rint(values / self.scale)
         np.clip(snapped, self.low, self.high, out=snapped)
         snapped *= self.scale
@@ -71,17 +114,22 @@ def activation_scale(threshold: float) -> np.float32:
     A tensor that was 0 throughout has no range to learn from: it gets the range 1, which is harmless while it
     stays 0 and keeps a signal where it does not.
     """
-    return np.float32(max((threshold or 1.0) / ACTIVATION_LEVELS, _SMALLEST_SCALE))
+    return scale_of(threshold, ACTIVATION_LEVELS)
 
 
-def weight_scales(weights: NDArray[np.floating], axis: int, bits: WeightBits) -> NDArray[np.float32]:
-    """Scales per output channel, [weights.shape[axis]]: the channel's largest magnitude gets the largest code.
+def scale_of(threshold: float, largest: float) -> np.float32:
+    """Scale that maps the clipping `threshold`, or 1 where it is 0, to the number `largest` of a grid."""
+    return np.float32(max((threshold or 1.0) / largest, _SMALLEST_SCALE))
+
+
+def weight_scales(weights: NDArray[np.floating], axis: int, grid: WeightGrid) -> NDArray[np.float32]:
+    """Scales per output channel, [weights.shape[axis]]: the channel's largest magnitude gets the largest number.
 
     A channel of zeros gets the scale 1.
     """
     others = tuple(index for index in range(weights.ndim) if index != axis)
     absmax = np.abs(weights).max(axis=others, initial=0.0).astype(np.float64)
-    scales = np.where(absmax > 0, absmax / bits.levels, 1.0)
+    scales = np.where(absmax > 0, absmax / grid.largest, 1.0)
     return np.maximum(scales, _SMALLEST_SCALE).astype(np.float32)
 
 
@@ -93,16 +141,16 @@ def quantize(
     return codes
 
 
-def dequantize(codes: NDArray[np.int8], scale: NDArray[np.float32] | np.float32) -> NDArray[np.float32]:
-    """The numbers that the codes stand for."""
+def dequantize(codes: Codes, scale: NDArray[np.float32] | np.float32) -> NDArray[np.float32]:
+    """The numbers that integer codes stand for."""
     return codes.astype(np.float32) * scale
 
 
 def quantize_weights(
-    weights: NDArray[np.floating], scales: NDArray[np.float32], axis: int, bits: WeightBits
-) -> NDArray[np.int8]:
+    weights: NDArray[np.floating], scales: NDArray[np.float32], axis: int, grid: WeightGrid
+) -> Codes:
     """Codes of `weights` with one scale per index of `axis`, each rounded to the nearest."""
-    return quantize(weights, along(scales, axis, weights.ndim), low=-bits.levels, high=bits.levels)
+    return grid.encode(weights / along(scales, axis, weights.ndim))
 
 
 def along(scales: NDArray[np.float32], axis: int, rank: int) -> NDArray[np.float32]:

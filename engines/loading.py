@@ -57,10 +57,10 @@ def load_engine(
     proof = Proof.load(folder / PROOF)
     proof.check(folder)
     refusal = None
-    if options.precision is Precision.INT8:
+    if options.precision is not Precision.FP32:
         if QUANTIZED in proof.hashes:
             trial = try_engine(
-                runtime, folder / QUANTIZED, proof, Precision.INT8, threads=threads, cache=cache
+                runtime, folder / QUANTIZED, proof, options.precision, threads=threads, cache=cache
             )
             if trial.engine is not None and trial.verification.holds:
                 return _loaded(trial.engine, trial.verification, refusal=None)

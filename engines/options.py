@@ -4,7 +4,7 @@ import enum
 from typing import Any, Self
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from engines.errors import InvalidOptionsError
 
@@ -14,6 +14,8 @@ class Precision(enum.StrEnum):
 
     INT8 = "int8"
     """Symmetric 8-bit integers."""
+    FP8 = "fp8"
+    """8-bit floats with 4 bits of exponent and 3 of mantissa (E4M3)."""
     FP32 = "fp32"
     """The model as it was uploaded: a baseline, or a fallback."""
 
@@ -31,6 +33,10 @@ class CalibrationMethod(enum.StrEnum):
     """The magnitude that 99.99% of the non-zero values do not exceed."""
     AUTO = "auto"
     """Tensor by tensor, what the observed distribution speaks for."""
+
+
+FP8_METHODS = frozenset({CalibrationMethod.AUTO, CalibrationMethod.MAX, CalibrationMethod.MSE})
+"""Clipping costs FP8 much and wins it nothing, and ENTROPY and PERCENTILE do nothing else."""
 
 
 class Metric(enum.StrEnum):
@@ -79,6 +85,25 @@ class BuildOptions(_Options):
     # Whether the version becomes the model's default once it is published.
     promote: bool = True
 
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _know_e5m2(cls, precision: object) -> object:
+        if isinstance(precision, str) and "e5m2" in precision.lower():
+            raise ValueError(
+                f"{precision!r} asks for E5M2, in which values can be stored but which no engine here computes with; "
+                'use "fp8", which is E4M3.'
+            )
+        return precision
+
+    @model_validator(mode="after")
+    def _fit_each_other(self) -> Self:
+        if self.precision is Precision.FP8 and self.calibration not in FP8_METHODS:
+            raise ValueError(
+                f"calibration {self.calibration.value!r} clips values, which wins nothing in fp8 and can cost 10 dB; "
+                'use "auto", "max" or "mse" with fp8.'
+            )
+        return self
+
     @classmethod
     def parse(cls, options: dict[str, Any] | str | bytes) -> Self:
         """Checks options that came from outside, as JSON text or as a mapping.
@@ -101,5 +126,8 @@ def _explain(error: pydantic.ValidationError) -> str:
         return f"unknown option {where!r}; known options: {', '.join(BuildOptions.model_fields)}."
     if first["type"] == "json_invalid":
         return f'the options are not valid JSON ({first["msg"]}); send an object such as {{"precision": "int8"}}.'
+    if first["type"] == "value_error":
+        # A sentence of ours, as the validators above raise it.
+        return str(first["ctx"]["error"])
     name = f"option {where!r}" if where else "the options"
     return f"{name} cannot be {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}."

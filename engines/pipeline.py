@@ -16,13 +16,12 @@ import numpy as np
 
 from engines import resources
 from engines.accuracy import check_metric
-from engines.calibration.automatic import choose
 from engines.calibration.histogram import Histogram
 from engines.calibration.observer import BATCH_ROWS, observe
-from engines.calibration.thresholds import threshold
+from engines.calibration.thresholds import chosen, threshold
 from engines.errors import CalibrationError, CompileError, EngineRunError, UnsupportedModelError
 from engines.model import Model, load_model, save_model
-from engines.options import BuildOptions, CalibrationMethod, Precision
+from engines.options import BuildOptions, Precision
 from engines.prepare import prepare as prepare_model
 from engines.quantization.placement import Placement, place, tensors
 from engines.quantizing import Plan, choose_weights, read_thresholds
@@ -132,10 +131,10 @@ def calibrate(workspace: Workspace, options: BuildOptions, progress: Progress) -
     Raises:
         CalibrationError: the model fails on the samples, or a tensor is not finite.
     """
-    if options.precision is not Precision.INT8:
+    if options.precision is Precision.FP32:
         return {"calibration": _skipped(options)}
     model = load_model(workspace.path(PREPARED))
-    names = list(tensors(place(model)))
+    names = list(tensors(place(model, precision=options.precision)))
     rows = SampleSet.open(workspace.root / SAMPLES).split().calibrate
     histograms = _observed(model, names, rows, progress)
     arrays = {
@@ -147,9 +146,9 @@ def calibrate(workspace: Workspace, options: BuildOptions, progress: Progress) -
     method = options.calibration
     table = {
         name: {
-            "threshold": threshold(histogram, method),
+            "threshold": threshold(histogram, method, options.precision),
             "absmax": histogram.absmax,
-            "method": (choose(histogram) if method is CalibrationMethod.AUTO else method).value,
+            "method": chosen(histogram, method, options.precision).value,
         }
         for name, histogram in histograms.items()
     }
@@ -186,14 +185,20 @@ def quantize(workspace: Workspace, options: BuildOptions, progress: Progress) ->
         CalibrationError: the model fails on the samples.
     """
     workspace.path(QUANTIZED).unlink(missing_ok=True)
-    if options.precision is not Precision.INT8:
+    if options.precision is Precision.FP32:
         return {"quantization": _skipped(options)}
     model = load_model(workspace.path(PREPARED))
-    placement = place(model)
+    placement = place(model, precision=options.precision)
     if not placement.weights:
         return {"quantization": "skipped: no layer of the model can run in 8 bits", **_layers(placement)}
     runtime = _runtime()
-    plan = Plan(model=model, placement=placement, thresholds=read_thresholds(workspace), runtime=runtime)
+    plan = Plan(
+        model=model,
+        placement=placement,
+        thresholds=read_thresholds(workspace),
+        runtime=runtime,
+        precision=options.precision,
+    )
     splits = SampleSet.open(workspace.root / SAMPLES).split()
     try:
         choice = choose_weights(plan, splits, progress)

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from engines.accuracy import Accuracy, Comparison
-from engines.company import FP32_DB, INT8_DB, TRIAL_ROWS, Run, influence
+from engines.company import EIGHT_BIT_DB, FP32_DB, TRIAL_ROWS, Run, influence
 from engines.errors import CalibrationError, EngineError, EngineRunError, InvalidArtifactError
 from engines.options import Contract, Metric, Precision
 from engines.runtimes.base import Engine
@@ -153,7 +153,7 @@ class Proof:
                 answers.append(engine.run(batch.inputs))
                 comparison.add(batch.counted(batch.outputs), batch.counted(answers[-1]))
             unbatchable = self.unbatchable or _influence(
-                engine.run, self.batches, answers, FP32_DB if fp32 else INT8_DB, free_rows=self.free_rows
+                engine.run, self.batches, answers, FP32_DB if fp32 else EIGHT_BIT_DB, free_rows=self.free_rows
             )
         except EngineRunError as error:
             return Verification.failed(precision, error)

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from engines import resources
 from engines.calibration.moments import observe_moments
 from engines.calibration.observer import BATCH_ROWS
-from engines.formats import WeightBits
 from engines.model import Model
+from engines.options import Precision
 from engines.quantization.placement import Placement
 from engines.quantization.qdq import quantize_model
 from engines.quantization.reconstruction import LayerWeights, reconstruct, reconstructible
+from engines.quantization.scheme import scheme_of
 from engines.runtimes.base import Runtime
 from engines.samples import SampleView, Splits
 from engines.tuning import Candidate, Choice, Tuner
@@ -38,11 +39,19 @@ class Plan:
     # Clipping threshold of each quantized activation.
     thresholds: Mapping[str, float]
     runtime: Runtime
+    # The 8-bit type, which placement and thresholds are for.
+    precision: Precision = Precision.INT8
 
     def write(self, weights: Mapping[str, LayerWeights] | None = None) -> Model:
         """The 8-bit model with these weights, by node; others are rounded to the nearest."""
-        bits = self.runtime.weight_bits()
-        return quantize_model(self.model, self.placement, self.thresholds, weight_bits=bits, weights=weights)
+        return quantize_model(
+            self.model,
+            self.placement,
+            self.thresholds,
+            weight_bits=self.runtime.weight_bits(),
+            weights=weights,
+            precision=self.precision,
+        )
 
 
 def read_thresholds(workspace: Workspace) -> dict[str, float]:
@@ -66,7 +75,11 @@ def choose_weights(plan: Plan, splits: Splits, progress: Callable[[float], None]
 
 def _fitted(plan: Plan, rows: SampleView, progress: Callable[[float], None]) -> dict[str, LayerWeights]:
     layers = reconstructible(
-        plan.model, plan.placement, plan.thresholds, unsigned=plan.runtime.unsigned_activations
+        plan.model,
+        plan.placement,
+        plan.thresholds,
+        unsigned=plan.runtime.unsigned_activations,
+        precision=plan.precision,
     )
     if not layers:
         return {}
@@ -80,4 +93,5 @@ def _fitted(plan: Plan, rows: SampleView, progress: Callable[[float], None]) -> 
         threads=resources.current().threads,
         progress=lambda seen: progress(min(1.0, seen / rows.rows)),
     )
-    return reconstruct(plan.model, layers, moments, WeightBits(plan.runtime.weight_bits()))
+    scheme = scheme_of(plan.precision, weight_bits=plan.runtime.weight_bits())
+    return reconstruct(plan.model, layers, moments, scheme.weights)

@@ -114,7 +114,7 @@ class LatencyReport(_Part):
 
     rows: int
     fp32_ms: float
-    int8_ms: float | None
+    quantized_ms: float | None
 
 
 class Hardware(_Part):
@@ -130,7 +130,7 @@ class Hardware(_Part):
 class Report(_Part):
     """See the module. Figures are those of compiled engines on `hardware`."""
 
-    format: int = 1
+    format: int = 2
     verdict: Verdict
     # Why the 8-bit engine does not serve, where it does not.
     reason: str | None
@@ -138,12 +138,16 @@ class Report(_Part):
     serving: Precision
     contract: Contract
     fp32: EngineReport
-    int8: EngineReport | None
+    # The 8-bit engine; None where there is none.
+    quantized: EngineReport | None
     evidence: Evidence
     batching: Batching
     sizes: Sizes
     layers: Layers
     thresholds: dict[str, ThresholdReport]
+    # Whether the runtime only imitates the 8-bit type of the quantized engine, in wider arithmetic: it answers like
+    # hardware that has the type, and is no faster than FP32.
+    emulated: bool
     latencies: tuple[LatencyReport, ...]
     hardware: Hardware
     versions: dict[str, str]
@@ -170,14 +174,17 @@ class Report(_Part):
 
     @property
     def speedup(self) -> float | None:
-        """How many times as fast as FP32 the 8-bit engine is, at the largest batch that was timed."""
-        if not self.latencies or self.latencies[-1].int8_ms is None:
+        """How many times as fast as FP32 the 8-bit engine is, at the largest batch that was timed.
+
+        None where there is none, or where it is emulated: its time says nothing about 8 bits.
+        """
+        if self.emulated or not self.latencies or self.latencies[-1].quantized_ms is None:
             return None
-        return self.latencies[-1].fp32_ms / self.latencies[-1].int8_ms
+        return self.latencies[-1].fp32_ms / self.latencies[-1].quantized_ms
 
     def summary(self) -> dict[str, Any]:
         """The figures that are shown wherever the version is, of the engine that serves."""
-        engine = self.int8 if self.serving is Precision.INT8 and self.int8 else self.fp32
+        engine = self.fp32 if self.serving is Precision.FP32 or self.quantized is None else self.quantized
 
         def worst(metric: str) -> float | None:
             return min((v for o in engine.outputs if (v := getattr(o, metric)) is not None), default=None)
@@ -191,9 +198,10 @@ class Report(_Part):
             "top1_agreement": worst("top1_agreement"),
             "batchable": self.batching.batchable,
             "weak_evidence": self.evidence.weak,
-            "speedup": self.speedup if self.serving is Precision.INT8 else None,
+            "emulated": self.emulated and self.serving is not Precision.FP32,
+            "speedup": self.speedup if self.serving is not Precision.FP32 else None,
             "fp32_bytes": self.sizes.prepared_bytes,
-            "int8_bytes": self.sizes.quantized_bytes,
+            "quantized_bytes": self.sizes.quantized_bytes,
         }
 
 

@@ -78,7 +78,7 @@ def verify(
                 runtime,
                 workspace.path(QUANTIZED),
                 proof,
-                Precision.INT8,
+                options.precision,
                 threads=given.threads,
                 cache=given.cache,
             )
@@ -87,8 +87,8 @@ def verify(
         progress(0.8)
         latencies = _latencies(proof, options, fp32, trial)
     miss = _refusal(options, trial)
-    serving = Precision.INT8 if trial is not None and miss is None else Precision.FP32
-    unbatchable = (trial.verification if trial and serving is Precision.INT8 else verification).unbatchable
+    serving = options.precision if trial is not None and miss is None else Precision.FP32
+    unbatchable = (trial.verification if trial and miss is None else verification).unbatchable
     return Report(
         verdict=Verdict.REFUSED if miss else Verdict.ACCEPTED,
         reason=f"{miss}, so FP32 serves." if miss else None,
@@ -96,13 +96,14 @@ def verify(
         serving=serving,
         contract=options.contract,
         fp32=_engine_report(verification),
-        int8=_engine_report(trial.verification) if trial else None,
+        quantized=_engine_report(trial.verification) if trial else None,
         evidence=_evidence(splits, proof),
         batching=Batching(batchable=unbatchable is None, reason=unbatchable),
         sizes=_sizes(workspace),
-        layers=_layers(workspace) if options.precision is Precision.INT8 else Layers(),
+        layers=Layers() if options.precision is Precision.FP32 else _layers(workspace, options.precision),
         thresholds=_thresholds(workspace),
         latencies=latencies,
+        emulated=trial is not None and runtime.emulates(options.precision),
         hardware=_hardware(runtime, given.threads),
         versions=versions(),
         phases=_phases(workspace) | {"verify": round(time.perf_counter() - start_s, 3)},
@@ -121,7 +122,7 @@ def _sealed(workspace: Workspace, splits: Splits, contract: Contract) -> Proof:
 
 def _refusal(options: BuildOptions, trial: Trial | None) -> str | None:
     """Why the 8-bit engine that was asked for may not answer."""
-    if options.precision is not Precision.INT8:
+    if options.precision is Precision.FP32:
         return None
     return NOTHING_TO_QUANTIZE if trial is None else trial.verification.miss
 
@@ -137,8 +138,8 @@ def _latencies(
     found = []
     for rows in sorted(sizes):
         times_ms = latencies_ms(engines, repeated(batch.inputs, rows))
-        int8_ms = times_ms[1] if len(times_ms) > 1 else None
-        found.append(LatencyReport(rows=rows, fp32_ms=times_ms[0], int8_ms=int8_ms))
+        quantized_ms = times_ms[1] if len(times_ms) > 1 else None
+        found.append(LatencyReport(rows=rows, fp32_ms=times_ms[0], quantized_ms=quantized_ms))
     return tuple(found)
 
 
@@ -172,8 +173,8 @@ def _sizes(workspace: Workspace) -> Sizes:
     )
 
 
-def _layers(workspace: Workspace) -> Layers:
-    placement = place(load_model(workspace.path(PREPARED)))
+def _layers(workspace: Workspace, precision: Precision) -> Layers:
+    placement = place(load_model(workspace.path(PREPARED)), precision=precision)
     return Layers(
         quantized=tuple(weight.use.node for weight in placement.weights),
         skipped=tuple(SkippedLayerReport.model_validate(vars(layer)) for layer in placement.skipped),

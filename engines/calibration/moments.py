@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.formats import ActivationGrid
+from engines.formats import Grid
 from engines.model import Model
 from engines.quantization.unfolding import Unfolding
 from engines.runtimes.reference import ReferenceSession
@@ -32,7 +32,7 @@ class Layer:
     node: str
     # Its input, and the numbers that the quantizer in front of it leaves.
     tensor: str
-    grid: ActivationGrid
+    grid: Grid
     unfolding: Unfolding
 
 

@@ -22,6 +22,8 @@ import onnx
 from onnx import TensorProto
 
 from engines.model import Model
+from engines.options import Precision
+from engines.quantization.float8_kernels import float8_convolution_reason
 
 SMALLEST_MATRIX = 16
 """Matrix products with fewer rows or columns of weights stay floating: 8-bit kernels work on tiles of 16 and pad
@@ -93,21 +95,25 @@ class Placement:
     skipped: tuple[SkippedLayer, ...]
 
 
-def place(model: Model, *, exclude: frozenset[str] = frozenset()) -> Placement:
+def place(
+    model: Model, *, exclude: frozenset[str] = frozenset(), precision: Precision = Precision.INT8
+) -> Placement:
     """Chooses what is quantized in a prepared model (nodes named, constants as initializers).
 
     Args:
         model: the prepared model.
         exclude: names of nodes that stay floating whatever the rules say of them. No tensor is quantized for
             that which would not be without it.
+        precision: the 8-bit type; FP8 has kernels for fewer convolutions.
     """
-    placement = _Placer(model.proto.graph).place()
+    placement = _Placer(model.proto.graph, precision).place()
     return _without(placement, exclude, model.proto.graph) if exclude else placement
 
 
 class _Placer:
-    def __init__(self, graph: onnx.GraphProto) -> None:
+    def __init__(self, graph: onnx.GraphProto, precision: Precision) -> None:
         self._graph = graph
+        self._precision = precision
         self._constants: Mapping[str, TensorProto] = {tensor.name: tensor for tensor in graph.initializer}
         self._producers = {output: node for node in graph.node for output in node.output}
         self._order = {output: place for place, node in enumerate(graph.node) for output in node.output}
@@ -158,7 +164,10 @@ class _Placer:
             return "its input is constant"
         if weights.data_type != TensorProto.FLOAT:
             return "it does not compute in float32"
-        return _convolution_reason(node) if node.op_type in CONVOLUTIONS else _matrix_reason(node, weights)
+        if node.op_type not in CONVOLUTIONS:
+            return _matrix_reason(node, weights)
+        float8 = self._precision is Precision.FP8
+        return _convolution_reason(node) or (float8_convolution_reason(node, weights) if float8 else None)
 
     def _place_residual(self, node: onnx.NodeProto) -> None:
         """Quantizes the input of an Add that does not come straight from a convolution.

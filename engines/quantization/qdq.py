@@ -1,10 +1,10 @@
 """Writes a placement into the graph as explicit Q/DQ nodes, the form that every runtime reads.
 
-    activation -> QuantizeLinear -> INT8 -> DequantizeLinear -> its quantized consumers
-    weights as INT8 initializer -> DequantizeLinear (a scale per output channel) -> the layer
+    activation -> QuantizeLinear -> INT8 or FP8 -> DequantizeLinear -> its quantized consumers
+    weights as INT8 or FP8 initializer -> DequantizeLinear (a scale per output channel) -> the layer
 
 Weights are stored as codes, a quarter of the size; a DequantizeLinear on a constant stands for the pair.
-Zero points are 0 and typed INT8, as TensorRT demands.
+Zero points are 0 and of the type of the codes, as TensorRT demands.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from engines.errors import UnsupportedModelError
-from engines.formats import WeightBits, activation_scale, quantize_weights, weight_scales
+from engines.formats import Codes, quantize_weights, weight_scales
 from engines.model import Model, from_proto
+from engines.options import Precision
 from engines.quantization.placement import Placement, QuantizedWeight
 from engines.quantization.reconstruction import LayerWeights
+from engines.quantization.scheme import Scheme, scheme_of
 from engines.tensors import Array
-
-FIRST_OPSET = 13
-"""QuantizeLinear has an axis since opset 13."""
 
 
 def quantize_model(
@@ -32,6 +31,7 @@ def quantize_model(
     *,
     weight_bits: int,
     weights: Mapping[str, LayerWeights] | None = None,
+    precision: Precision = Precision.INT8,
 ) -> Model:
     """The 8-bit model: `placement` with the clipping threshold of every activation it names.
 
@@ -39,22 +39,25 @@ def quantize_model(
         model: a prepared FP32 model; not changed.
         placement: what is quantized.
         thresholds: by tensor; 0 for a tensor that was 0 throughout.
-        weight_bits: 8, or 7 for processors whose sums would saturate.
+        weight_bits: 8, or 7 for processors whose sums of INT8 products would saturate.
         weights: by node, weights that were fitted to the layer's inputs; others are rounded to the nearest.
+        precision: the 8-bit type; `weights` are of it.
 
     Raises:
-        UnsupportedModelError: the model's opset has no quantization per channel.
+        UnsupportedModelError: the model's opset has no quantization per channel to this type.
     """
-    if model.opset < FIRST_OPSET:
+    scheme = scheme_of(precision, weight_bits=weight_bits)
+    if model.opset < scheme.first_opset:
         raise UnsupportedModelError(
-            f"the model has opset {model.opset}, and weights are quantized per channel from opset {FIRST_OPSET}"
-            " on; export it with a newer opset."
+            f"the model has opset {model.opset}, and weights are quantized to {scheme.name} per channel from opset "
+            f"{scheme.first_opset} on; export it with a newer opset."
         )
-    return _Writer(model).write(placement, thresholds, WeightBits(weight_bits), weights or {})
+    return _Writer(model, scheme).write(placement, thresholds, weights or {})
 
 
 class _Writer:
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, scheme: Scheme) -> None:
+        self._scheme = scheme
         self._proto = onnx.ModelProto()
         self._proto.CopyFrom(model.proto)
         graph = self._proto.graph
@@ -69,14 +72,13 @@ class _Writer:
         self,
         placement: Placement,
         thresholds: Mapping[str, float],
-        bits: WeightBits,
         fitted: Mapping[str, LayerWeights],
     ) -> Model:
         order = {node.name: place for place, node in enumerate(self._proto.graph.node)}
         for activation in placement.activations:
             dequantized = self._pair(
                 activation.tensor,
-                activation_scale(thresholds[activation.tensor]),
+                self._scheme.activation_grid(thresholds[activation.tensor]).scale,
                 before=min((use.node for use in activation.uses), key=order.__getitem__),
             )
             for use in activation.uses:
@@ -89,7 +91,7 @@ class _Writer:
                 encoded = self._fitted(weight, node, fitted[node.name])
             else:
                 if key not in shared:
-                    shared[key] = self._encoded(weight, bits)
+                    shared[key] = self._encoded(weight)
                 encoded = shared[key]
             node.input[weight.use.index] = self._dequantized(weight, encoded)
         self._insert()
@@ -100,7 +102,7 @@ class _Writer:
         """Q and DQ of `tensor` in front of the node `before`; returns the dequantized tensor."""
         parameters = [
             self._constant(f"{tensor}_scale", np.asarray(scale)),
-            self._constant(f"{tensor}_zero_point", np.zeros((), np.int8)),
+            self._codes(f"{tensor}_zero_point", np.zeros((), np.uint8)),
         ]
         codes, result = self._name(f"{tensor}_quantized"), self._name(f"{tensor}_dequantized")
         self._before.setdefault(before, []).extend(
@@ -111,11 +113,12 @@ class _Writer:
         )
         return result
 
-    def _encoded(self, weight: QuantizedWeight, bits: WeightBits) -> tuple[str, str, str]:
+    def _encoded(self, weight: QuantizedWeight) -> tuple[str, str, str]:
         """Weights rounded to the nearest code."""
         values = numpy_helper.to_array(self._constants[weight.initializer])
-        scales = weight_scales(values, weight.axis, bits)
-        return self._stored(weight, quantize_weights(values, scales, weight.axis, bits), scales)
+        grid = self._scheme.weights
+        scales = weight_scales(values, weight.axis, grid)
+        return self._stored(weight, quantize_weights(values, scales, weight.axis, grid), scales)
 
     def _fitted(
         self, weight: QuantizedWeight, node: onnx.NodeProto, found: LayerWeights
@@ -132,14 +135,14 @@ class _Writer:
         return self._stored(weight, found.codes, found.scales)
 
     def _stored(
-        self, weight: QuantizedWeight, codes: NDArray[np.int8], scales: NDArray[np.float32]
+        self, weight: QuantizedWeight, codes: Codes, scales: NDArray[np.float32]
     ) -> tuple[str, str, str]:
         """Stores codes, scales and zero points as initializers and returns their names."""
         name = weight.initializer
         return (
-            self._constant(f"{name}_quantized", codes),
+            self._codes(f"{name}_quantized", codes),
             self._constant(f"{name}_scale", scales),
-            self._constant(f"{name}_zero_point", np.zeros(scales.shape, np.int8)),
+            self._codes(f"{name}_zero_point", np.zeros(scales.shape, np.uint8)),
         )
 
     def _dequantized(self, weight: QuantizedWeight, encoded: tuple[str, str, str]) -> str:
@@ -151,6 +154,15 @@ class _Writer:
     def _constant(self, name: str, value: Array) -> str:
         name = self._name(name)
         self._proto.graph.initializer.append(numpy_helper.from_array(value, name))
+        return name
+
+    def _codes(self, name: str, codes: Codes) -> str:
+        """Stores codes of the scheme's type; numpy knows them as bytes."""
+        name = self._name(name)
+        element_type, content = self._scheme.element_type, codes.tobytes()
+        self._proto.graph.initializer.append(
+            helper.make_tensor(name, element_type, codes.shape, content, raw=True)
+        )
         return name
 
     def _node(

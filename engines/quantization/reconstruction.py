@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from engines.calibration.moments import LONGEST_ROW, Layer, Moments, row_length
-from engines.formats import WeightBits, activation_grid, along, dequantize
+from engines.formats import Codes, WeightGrid, along
 from engines.model import Model
+from engines.options import Precision
 from engines.quantization.placement import LayerKind, Placement
 from engines.quantization.rounding import compensated, rounded
+from engines.quantization.scheme import scheme_of
 from engines.quantization.unfolding import Unfolding, unfold
 from engines.quantization.unsigned import non_negative
 
@@ -22,7 +24,7 @@ class LayerWeights:
     """The weights of one layer as they are stored."""
 
     # In the shape of the weights that they replace.
-    codes: NDArray[np.int8]
+    codes: Codes
     # [M], along the axis of the output channels.
     scales: NDArray[np.float32]
     # [M], added to the layer's bias; None for a layer that has no place for one.
@@ -30,12 +32,19 @@ class LayerWeights:
 
 
 def reconstructible(
-    model: Model, placement: Placement, thresholds: Mapping[str, float], *, unsigned: bool
+    model: Model,
+    placement: Placement,
+    thresholds: Mapping[str, float],
+    *,
+    unsigned: bool,
+    precision: Precision = Precision.INT8,
 ) -> list[Layer]:
     """The layers of a placement whose weights can be fitted to their inputs, with their input quantizers.
 
-    `unsigned` says that the engine will have non-negative activations in UINT8 (`engines.quantization.unsigned`).
+    `unsigned` says that the engine will have non-negative INT8 activations in UINT8
+    (`engines.quantization.unsigned`); it does not concern FP8.
     """
+    grid_of = scheme_of(precision).activation_grid
     positive = non_negative(model.proto.graph) if unsigned else {}
     nodes = {node.name: node for node in model.proto.graph.node}
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.proto.graph.initializer}
@@ -46,13 +55,13 @@ def reconstructible(
         if unfolding is None or row_length(unfolding) > LONGEST_ROW:
             continue
         tensor = node.input[0]
-        grid = activation_grid(thresholds[tensor], unsigned=positive.get(tensor, False))
+        grid = grid_of(thresholds[tensor], unsigned=positive.get(tensor, False))
         layers.append(Layer(node=node.name, tensor=tensor, grid=grid, unfolding=unfolding))
     return layers
 
 
 def reconstruct(
-    model: Model, layers: list[Layer], moments: Mapping[str, Moments], bits: WeightBits
+    model: Model, layers: list[Layer], moments: Mapping[str, Moments], grid: WeightGrid
 ) -> dict[str, LayerWeights]:
     """Weights by node, each layer on its own."""
     nodes = {node.name: node for node in model.proto.graph.node}
@@ -63,7 +72,7 @@ def reconstruct(
             _values(nodes[layer.node], constants),
             layer.unfolding,
             moments[layer.node],
-            bits,
+            grid,
         )
         for layer in layers
         if layer.node in moments
@@ -79,22 +88,22 @@ def _reconstruct(
     weights: NDArray[np.floating],
     unfolding: Unfolding,
     moments: Moments,
-    bits: WeightBits,
+    grid: WeightGrid,
 ) -> LayerWeights:
     biased = node.op_type in (LayerKind.CONV, LayerKind.GEMM)
     fitted = moments.centred() if biased else moments
     codes, scales, shifts = [], [], []
     for group, matrix in enumerate(unfolding.matrix(weights)):
         target = compensated(matrix.astype(np.float64), fitted.gram[group], fitted.cross[group])
-        found = rounded(target, fitted.gram[group], bits)
-        coarse = dequantize(found.codes, along(found.scales, 0, 2)).astype(np.float64)
+        found = rounded(target, fitted.gram[group], grid)
+        coarse = (grid.decode(found.codes) * along(found.scales, 0, 2)).astype(np.float64)
         mean, coarse_mean = moments.exact[group] / moments.rows, moments.coarse[group] / moments.rows
         codes.append(found.codes)
         scales.append(found.scales)
         shifts.append(matrix @ mean - coarse @ coarse_mean)
     stored = unfolding.stored(np.stack(codes))
     return LayerWeights(
-        codes=stored.astype(np.int8, copy=False),
+        codes=stored,
         scales=np.concatenate(scales),
         bias_shift=np.concatenate(shifts).astype(np.float32) if biased else None,
     )

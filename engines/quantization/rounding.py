@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.formats import WeightBits, along, quantize, weight_scales
+from engines.formats import Codes, WeightGrid, along, quantize_weights, weight_scales
 
 Matrix = NDArray[np.float64]
 
@@ -34,7 +34,7 @@ class RoundedWeights:
     """Weights on the grid."""
 
     # One row of codes per output channel, [M, K].
-    codes: NDArray[np.int8]
+    codes: Codes
     # One per output channel, [M].
     scales: NDArray[np.float32]
 
@@ -51,26 +51,27 @@ def compensated(weights: Matrix, gram: Matrix, cross: Matrix) -> Matrix:
     return np.asarray(np.linalg.solve(gram + ridge, (cross + ridge) @ weights.T).T)
 
 
-def rounded(weights: Matrix, gram: Matrix, bits: WeightBits) -> RoundedWeights:
+def rounded(weights: Matrix, gram: Matrix, grid: WeightGrid) -> RoundedWeights:
     """Weights V [M, K] on the grid, each rounding error spread over the columns not yet rounded.
 
     `gram` is the sum of x' x'^T [K, K] over the inputs that the weights will meet.
     """
-    scales = weight_scales(weights, 0, bits)
+    scales = weight_scales(weights, 0, grid)
     order = np.argsort(-np.diag(gram), kind="stable")
     left = np.array(weights[:, order], np.float64)
     # Rows of the Cholesky factor of the inverse say how much of a column's error each later column can take.
     inverse = np.linalg.inv(_damped(gram)[np.ix_(order, order)])
     spread = np.linalg.cholesky((inverse + inverse.T) / 2).T
-    codes = np.empty(left.shape, np.int8)
+    codes = grid.encode(left / along(scales, 0, 2))
     columns = left.shape[1]
     for start in range(0, columns, _BLOCK):
         end = min(start + _BLOCK, columns)
         errors = np.empty((len(left), end - start))
         for column in range(start, end):
-            code = quantize(left[:, column], scales, low=-bits.levels, high=bits.levels)
+            code = grid.encode(left[:, column] / scales)
             codes[:, column] = code
-            error = (left[:, column] - code * scales.astype(np.float64)) / spread[column, column]
+            stored = grid.decode(code) * scales.astype(np.float64)
+            error = (left[:, column] - stored) / spread[column, column]
             errors[:, column - start] = error
             left[:, column + 1 : end] -= np.outer(error, spread[column, column + 1 : end])
         left[:, end:] -= errors @ spread[start:end, end:]
@@ -79,11 +80,10 @@ def rounded(weights: Matrix, gram: Matrix, bits: WeightBits) -> RoundedWeights:
     return RoundedWeights(codes=restored, scales=scales)
 
 
-def nearest(weights: Matrix, bits: WeightBits) -> RoundedWeights:
+def nearest(weights: Matrix, grid: WeightGrid) -> RoundedWeights:
     """Weights [M, K] each rounded to its nearest code: what `rounded` does without knowing the inputs."""
-    scales = weight_scales(weights, 0, bits)
-    codes = quantize(weights, along(scales, 0, 2), low=-bits.levels, high=bits.levels)
-    return RoundedWeights(codes=codes, scales=scales)
+    scales = weight_scales(weights, 0, grid)
+    return RoundedWeights(codes=quantize_weights(weights, scales, 0, grid), scales=scales)
 
 
 def _damped(gram: Matrix) -> Matrix:

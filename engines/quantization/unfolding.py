@@ -9,6 +9,7 @@ so, one method of rounding serves them all.
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from onnx import helper
 from engines.quantization.placement import LayerKind
 
 Floats = NDArray[np.float32]
+Element = TypeVar("Element", bound=np.generic)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,7 @@ class Unfolding:
             return weights.reshape(self.groups, self.shape[0] // self.groups, -1)
         return (weights if self.transposed else weights.T)[None]
 
-    def stored(self, matrix: NDArray[np.generic]) -> NDArray[np.generic]:
+    def stored(self, matrix: NDArray[Element]) -> NDArray[Element]:
         """The inverse of `matrix`."""
         if self.kind is LayerKind.CONV:
             return matrix.reshape(self.shape)

@@ -9,6 +9,7 @@ from typing import Protocol, Self
 import numpy as np
 
 from engines.errors import EngineRunError
+from engines.options import Precision
 from engines.tensors import Array, TensorSpec
 
 
@@ -98,6 +99,10 @@ class Runtime(ABC):
     @abstractmethod
     def weight_bits(self) -> int:
         """Bits that INT8 weights may use here: 7 where intermediate sums of 8-bit ones would saturate."""
+
+    @abstractmethod
+    def emulates(self, precision: Precision) -> bool:
+        """Whether engines of this precision only imitate its type in wider arithmetic, so that it gains no speed."""
 
     @abstractmethod
     def compile(self, model: Path, *, threads: int, cache: Path | None = None) -> Engine:

@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 
 from engines.errors import CompileError, EngineError, EngineRunError
 from engines.model_signature import input_specs, output_specs
+from engines.options import Precision
 from engines.quantization.unsigned import refine_unsigned
 from engines.runtimes.base import Engine, Runtime, Slot
 from engines.runtimes.engine_cache import EngineCache
@@ -90,6 +91,10 @@ class OpenVINORuntime(Runtime):
     def weight_bits(self) -> int:
         """7 where 8-bit weights were seen to saturate intermediate sums, else 8; tried once per process."""
         return _probe().weight_bits
+
+    def emulates(self, precision: Precision) -> bool:
+        """FP8 is rounded to its grid and computed in float32."""
+        return precision is Precision.FP8
 
     def compile(self, model: Path, *, threads: int, cache: Path | None = None) -> Engine:
         content = _content(model)

@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 
 from engines.errors import CompileError, EngineRunError
+from engines.options import Precision
 from engines.runtimes.base import Engine, Runtime, Slot, check_feeds
 from engines.runtimes.slots import PooledEngine
 from engines.tensors import Array, TensorSpec
@@ -101,6 +102,10 @@ class ReferenceRuntime(Runtime):
     def weight_bits(self) -> int:
         """8: symmetric Q/DQ runs in floating point here, where nothing saturates."""
         return 8
+
+    def emulates(self, precision: Precision) -> bool:
+        """Every 8-bit type: what quantizers leave is computed in floating point."""
+        return precision is not Precision.FP32
 
     def compile(self, model: Path, *, threads: int, cache: Path | None = None) -> Engine:  # noqa: ARG002 # nothing to keep
         return _ReferenceEngine(ReferenceSession(model, threads=threads))

@@ -92,10 +92,10 @@ class TestDigits:
     def test_the_8_bit_engine_keeps_its_contract(self, digits: tuple[Path, Report]) -> None:
         report = digits[1]
         assert (report.verdict, report.reason, report.serving) == (Verdict.ACCEPTED, None, Precision.INT8)
-        assert report.int8 is not None
-        assert report.int8.value is not None
-        assert report.int8.value > 28
-        assert report.int8.outputs[0].top1_agreement == 1.0
+        assert report.quantized is not None
+        assert report.quantized.value is not None
+        assert report.quantized.value > 28
+        assert report.quantized.outputs[0].top1_agreement == 1.0
         assert report.fp32.value is not None
         assert report.fp32.value > 100
 
@@ -195,8 +195,8 @@ def test_convolutional_nets_keep_the_default_contract(
     options = SMALL.model_copy(update={"calibration": method})
     report = build(tmp_path, net(channels=32), options, image=image_rows(64))
     assert report.verdict is Verdict.ACCEPTED, report.reason
-    assert report.int8 is not None
-    assert report.int8.holds
+    assert report.quantized is not None
+    assert report.quantized.holds
     assert report.batching.batchable
 
 
@@ -255,10 +255,10 @@ def test_fp32_is_compiled_and_proven_as_it_is(tmp_path: Path) -> None:
     options = BuildOptions.parse({"precision": "fp32", "batching": {"max_batch_rows": 4}})
     report = build(tmp_path, conv_net(), options, image=image_rows(40))
     folder = tmp_path / "build"
-    assert (report.verdict, report.serving, report.int8) == (Verdict.ACCEPTED, Precision.FP32, None)
+    assert (report.verdict, report.serving, report.quantized) == (Verdict.ACCEPTED, Precision.FP32, None)
     assert report.fp32.holds
     assert not any((folder / name).exists() for name in (CALIBRATION, HISTOGRAMS, QUANTIZED))
-    assert [latency.int8_ms for latency in report.latencies] == [None, None]
+    assert [latency.quantized_ms for latency in report.latencies] == [None, None]
     for name in ("calibrate", "quantize"):
         record = json.loads((folder / "phases" / f"{name}.json").read_text())
         assert "skipped: the build asks for fp32" in record["summary"].values()
@@ -273,8 +273,8 @@ def test_an_8_bit_engine_that_misses_its_contract_is_refused_and_fp32_serves(tmp
     assert (report.verdict, report.serving) == (Verdict.REFUSED, Precision.FP32)
     assert str(report.reason).startswith("the 8-bit engine reaches sqnr_db ")
     assert str(report.reason).endswith("and its contract asks for 90, so FP32 serves.")
-    assert report.int8 is not None
-    assert not report.int8.holds
+    assert report.quantized is not None
+    assert not report.quantized.holds
     assert report.fp32.holds
     assert report.summary()["sqnr_db"] == report.fp32.outputs[0].sqnr_db
     loaded = load_engine(tmp_path / "build", options, threads=1, cache=None)

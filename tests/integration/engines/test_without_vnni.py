@@ -48,14 +48,14 @@ options = BuildOptions.parse({"batching": {"max_batch_rows": 1}})
 workspace = Workspace(folder)
 found = {"bits": OpenVINORuntime().weight_bits()}
 report = quantize(model, [samples], folder, options, threads=1)
-found[str(report.hardware.weight_bits)] = report.summary() | {"value": report.int8.value}
+found[str(report.hardware.weight_bits)] = report.summary() | {"value": report.quantized.value}
 prepared = load_model(folder / PREPARED)
 table = json.loads((folder / CALIBRATION).read_text())["tensors"]
 thresholds = {name: entry["threshold"] for name, entry in table.items()}
 save_model(quantize_model(prepared, place(prepared), thresholds, weight_bits=8), folder / QUANTIZED)
 pipeline.verify(workspace, options, lambda done: None)
 report = Report.load(folder / REPORT)
-found["8"] = report.summary() | {"value": report.int8.value}
+found["8"] = report.summary() | {"value": report.quantized.value}
 print(json.dumps(found))
 """
 
@@ -144,8 +144,8 @@ def test_an_artifact_with_8_bit_weights_gives_way_to_fp32_on_a_machine_without_v
         pytest.skip("this processor has no VNNI, so it makes no artifact with 8-bit weights")
     model, samples = upload
     report = quantize(model, [samples], tmp_path / "build", OPTIONS, threads=1)
-    assert report.int8 is not None
-    assert report.int8.holds
+    assert report.quantized is not None
+    assert report.quantized.holds
     assert (tmp_path / "build" / QUANTIZED).exists()
     loaded = answer(LOAD, tmp_path / "build")
     assert loaded["precision"] == "fp32"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engines.company import FP32_DB, INT8_DB, influence
+from engines.company import EIGHT_BIT_DB, FP32_DB, influence
 from engines.tensors import Array
 
 Function = Callable[[NDArray[np.float32]], NDArray[Any]]
@@ -92,7 +92,7 @@ def test_an_influence_of_a_thousandth_is_found_in_fp32_and_taken_for_rounding_in
         return shifted
 
     assert found(weak) is not None
-    assert found(weak, least_db=INT8_DB) is None
+    assert found(weak, least_db=EIGHT_BIT_DB) is None
 
 
 def test_rounding_of_floats_is_no_influence() -> None:

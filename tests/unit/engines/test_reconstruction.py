@@ -119,8 +119,8 @@ def test_non_negative_inputs_are_fitted_to_the_unsigned_grid() -> None:
     found = {
         layer.tensor: layer.grid for layer in reconstructible(model, placement, thresholds, unsigned=True)
     }
-    assert (found["image"].low, found["image"].high) == (-128, 127)
-    assert (found["relu1"].low, found["relu1"].high) == (0, 255)
+    assert found["image"] == activation_grid(THRESHOLD)
+    assert found["relu1"] == activation_grid(THRESHOLD, unsigned=True)
     assert found["relu1"].scale == pytest.approx(THRESHOLD / 255)
 
 

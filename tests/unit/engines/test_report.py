@@ -41,7 +41,7 @@ def report(**changes: Any) -> Report:
         "serving": Precision.INT8,
         "contract": Contract(),
         "fp32": engine(130.0),
-        "int8": engine(35.0),
+        "quantized": engine(35.0),
         "evidence": Evidence(
             calibrate_rows=128, tune_rows=64, verify_rows=64, proof_rows=64, disjoint=True, weak=None
         ),
@@ -49,9 +49,10 @@ def report(**changes: Any) -> Report:
         "sizes": Sizes(uploaded_bytes=400, prepared_bytes=390, quantized_bytes=100),
         "layers": Layers(),
         "thresholds": {},
+        "emulated": False,
         "latencies": (
-            LatencyReport(rows=1, fp32_ms=2.0, int8_ms=1.0),
-            LatencyReport(rows=32, fp32_ms=30.0, int8_ms=10.0),
+            LatencyReport(rows=1, fp32_ms=2.0, quantized_ms=1.0),
+            LatencyReport(rows=32, fp32_ms=30.0, quantized_ms=10.0),
         ),
         "hardware": Hardware(runtime="openvino", key="key", weight_bits=8, threads=2, processor="x"),
         "versions": versions(),
@@ -91,7 +92,7 @@ def test_the_summary_is_of_the_engine_that_serves_and_of_its_worst_output() -> N
 def test_speedup_is_that_of_the_largest_batch() -> None:
     assert report().speedup == 3.0
     assert report(latencies=()).speedup is None
-    assert report(latencies=(LatencyReport(rows=1, fp32_ms=1.0, int8_ms=None),)).speedup is None
+    assert report(latencies=(LatencyReport(rows=1, fp32_ms=1.0, quantized_ms=None),)).speedup is None
 
 
 @pytest.mark.parametrize(
