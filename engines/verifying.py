@@ -27,6 +27,7 @@ from engines.report import (
     SkippedLayerReport,
     ThresholdReport,
     Verdict,
+    clause_reports,
     output_reports,
     versions,
     weak_evidence,
@@ -148,6 +149,7 @@ def _engine_report(verification: Verification) -> EngineReport:
         miss=verification.miss,
         value=verification.value,
         outputs=output_reports(verification.accuracy),
+        clauses=clause_reports(verification.clauses),
     )
 
 
