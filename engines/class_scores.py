@@ -10,12 +10,13 @@ accuracy that flips cost, without a label. Rows that are distributions (within 0
 others through a softmax. The components of an embedding are so alike to a softmax that no flip among them weighs
 anything. Rows that spread wide are softened: the softmax has the temperature
 
-    T = max(1, 0.4 * standard deviation of the row)
+    T = max(1, (s / 2.5)^2), s the standard deviation of the row
 
-which leaves scores of usual size alone. At a spread of 2.5 the noise of an SQNR of 20 dB moves a score by a quarter
-of T; without T, two coordinates in pixels that lie closer to each other than that noise would count as a class that
-was lost. (Networks with wide scores are overconfident, and a temperature between 1 and 3 calibrates them: C. Guo et
-al., "On Calibration of Modern Neural Networks", 2017, arXiv:1706.04599.)
+which leaves scores of usual size alone (s is 1 to 3 in image classifiers). Networks with wide scores are overconfident,
+and a temperature of 1 to 3 calibrates them (C. Guo et al., "On Calibration of Modern Neural Networks", 2017,
+arXiv:1706.04599). Where s is in the tens or hundreds a softmax would be all or nothing, and the columns are no scores
+but quantities, such as coordinates in pixels: without T, two of them that lie closer than the noise of a good engine
+would count as a class that was lost.
 """
 
 import numpy as np
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 MAX_CLASSES = 100_000
 
-_TEMPERATURE_PER_SPREAD = 0.4
+_USUAL_SPREAD = 2.5
 _SUM_TOLERANCE = 1e-3
 # Beyond this a difference of two scores would overflow.
 _LARGEST = 1e300
@@ -64,7 +65,7 @@ def probabilities(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     finite = np.clip(scores, -_LARGEST, _LARGEST)
     distributed = (finite.min(axis=1) >= 0) & (np.abs(finite.sum(axis=1) - 1.0) <= _SUM_TOLERANCE)
     usual = np.where(np.isfinite(scores), scores, 0.0)
-    temperature = np.maximum(1.0, _TEMPERATURE_PER_SPREAD * usual.std(axis=1, keepdims=True))
+    temperature = np.maximum(1.0, (usual.std(axis=1, keepdims=True) / _USUAL_SPREAD) ** 2)
     powers = np.exp((finite - finite.max(axis=1, keepdims=True)) / temperature)
     softened = powers / powers.sum(axis=1, keepdims=True)
     return np.where(distributed[:, None], finite, softened)

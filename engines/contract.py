@@ -187,9 +187,24 @@ def contract_miss(accuracy: Accuracy, contract: Contract) -> str | None:
     return f"the 8-bit engine misses its contract{more}: {worst_clause(missed).describe()}"
 
 
-def silent_outputs(accuracy: Accuracy) -> tuple[str, ...]:
-    """Names of the floating outputs of which nothing is proven, because FP32 answers zero on all rows."""
-    return tuple(output.name for output in accuracy.outputs if _silent(output))
+def doubts(accuracy: Accuracy, contract: Contract) -> tuple[str, ...]:
+    """Why the evidence is weak although the contract holds: what was measured says little, or only just enough.
+
+    Raises:
+        InvalidOptionsError: no output has the contract's metric.
+    """
+    silent = [
+        f"output {output.name!r} is zero on all {output.rows} rows, so nothing is proven of it"
+        for output in accuracy.outputs
+        if _silent(output)
+    ]
+    near = [
+        f"output {clause.output!r} may miss its contract on other rows: with 95% confidence its "
+        f"{_NAMES[clause.measure]} is {clause.lower:.4g} or more, and {clause.limit:g} is asked for"
+        for clause in clauses(accuracy, contract)
+        if clause.holds and clause.near
+    ]
+    return (*silent, *near)
 
 
 def _named(output: OutputAccuracy, metric: Metric, least: float) -> Clause:

@@ -16,7 +16,7 @@ from engines.options import CalibrationMethod, Contract, Precision
 
 FEW_ROWS = 32
 """Fewer verify rows than these are weak evidence: a model that fails one row in twenty passes on them, one time
-in five."""
+in five. The fifth percentile of fewer is hardly more than their worst row."""
 _LIBRARIES = ("octet", "openvino", "onnxruntime", "onnx", "numpy")
 
 
@@ -224,13 +224,16 @@ class Report(_Part):
         }
 
 
-def weak_evidence(*, verify_rows: int, proof_rows: int, disjoint: bool) -> str | None:
-    """Why the evidence is weak, or None where it is not."""
+def weak_evidence(
+    *, verify_rows: int, proof_rows: int, disjoint: bool, doubts: Iterable[str] = ()
+) -> str | None:
+    """Why the evidence is weak, or None where it is not; `doubts` are those of the contract."""
     reasons = []
     if not disjoint:
         reasons.append("the samples are too few to keep some aside, so the proof uses rows that calibrated")
     if proof_rows < FEW_ROWS:
         reasons.append(f"the proof has {proof_rows} rows, fewer than {FEW_ROWS}")
+    reasons.extend(doubts)
     if not reasons:
         return None
     more = "" if proof_rows < verify_rows else "; upload more samples"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engines import resources
+from engines.contract import doubts
 from engines.latency import latencies_ms, repeated
 from engines.loading import Trial, fp32_engine, try_engine
 from engines.model import load_model
@@ -98,7 +99,7 @@ def verify(
         contract=options.contract,
         fp32=_engine_report(verification),
         int8=_engine_report(trial.verification) if trial else None,
-        evidence=_evidence(splits, proof),
+        evidence=_evidence(splits, proof, trial),
         batching=Batching(batchable=unbatchable is None, reason=unbatchable),
         sizes=_sizes(workspace),
         layers=_layers(workspace) if options.precision is Precision.INT8 else Layers(),
@@ -153,15 +154,19 @@ def _engine_report(verification: Verification) -> EngineReport:
     )
 
 
-def _evidence(splits: Splits, proof: Proof) -> Evidence:
+def _evidence(splits: Splits, proof: Proof, trial: Trial | None) -> Evidence:
     rows = splits.verify.rows
+    accuracy = trial.verification.accuracy if trial else None
+    uncertain = doubts(accuracy, proof.contract) if accuracy else ()
     return Evidence(
         calibrate_rows=splits.calibrate.rows,
         tune_rows=splits.tune.rows,
         verify_rows=rows,
         proof_rows=proof.rows,
         disjoint=splits.disjoint,
-        weak=weak_evidence(verify_rows=rows, proof_rows=proof.rows, disjoint=splits.disjoint),
+        weak=weak_evidence(
+            verify_rows=rows, proof_rows=proof.rows, disjoint=splits.disjoint, doubts=uncertain
+        ),
     )
 
 
