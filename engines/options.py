@@ -48,6 +48,12 @@ class Metric(enum.StrEnum):
     """Mean cosine similarity of output rows; the worst output counts."""
     TOP1_AGREEMENT = "top1_agreement"
     """Share of rows whose highest class is FP32's."""
+    EQUAL_SHARE = "equal_share"
+    """Share of elements that equal FP32's, of outputs that are not floating; the worst output counts."""
+
+
+_LEAST_DB = 20.0
+_LEAST_SHARE = 0.99
 
 
 class _Options(BaseModel):
@@ -57,9 +63,29 @@ class _Options(BaseModel):
 class Contract(_Options):
     """The accuracy that a version must keep against FP32."""
 
-    metric: Metric = Metric.SQNR_DB
-    # Least value of the metric at which the engine may answer.
-    min: float = Field(default=20.0, allow_inf_nan=False)
+    # What is measured. None is the default contract: several clauses, which engines.contract explains.
+    metric: Metric | None = None
+    # Least value of the metric at which the engine may answer; of the default contract, least SQNR in decibels.
+    min: float = Field(default=_LEAST_DB, allow_inf_nan=False)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _fill_min(cls, given: Any) -> Any:
+        if (
+            isinstance(given, dict)
+            and "min" not in given
+            and given.get("metric") not in (None, Metric.SQNR_DB)
+        ):
+            return {**given, "min": _LEAST_SHARE}
+        return given
+
+    @pydantic.model_validator(mode="after")
+    def _check_min(self) -> Self:
+        if self.metric not in (None, Metric.SQNR_DB) and self.min > 1:
+            raise ValueError(
+                f"{self.metric} is 1 at most, so no engine reaches {self.min:g}; ask for 1 or less."
+            )
+        return self
 
 
 class Batching(_Options):

@@ -14,6 +14,7 @@ import numpy as np
 
 from engines.accuracy import Accuracy, Comparison
 from engines.company import EIGHT_BIT_DB, FP32_DB, TRIAL_ROWS, Run, influence
+from engines.contract import ZERO_PEAK, Clause, clauses, contract_miss, contract_value
 from engines.errors import CalibrationError, EngineError, EngineRunError, InvalidArtifactError
 from engines.options import Contract, Metric, Precision
 from engines.runtimes.base import Engine
@@ -28,6 +29,8 @@ MAX_PROOF_BYTES = 64 << 20
 """Size of a proof. Batches beyond are left out; the first one is always there."""
 FP32_MIN_DB = 40.0
 """What FP32 engines must reach on every floating output: summing in another order costs far less."""
+FP32_MAX_ZERO_ERROR = 1e-5
+"""What they may leave of a sum that is zero throughout, where decibels have no meaning."""
 FP32_MIN_EQUAL = 0.99
 """And on outputs of integers, which may flip where two floats are nearly equal."""
 
@@ -63,8 +66,10 @@ class Verification:
     precision: Precision
     # None where the engine failed to run.
     accuracy: Accuracy | None
-    # The contract's metric, where the engine ran.
+    # The contract's metric, where the engine ran; of the default contract, SQNR in decibels (contract_value).
     value: float | None
+    # What the contract asks, and what was measured; of an 8-bit engine that ran.
+    clauses: tuple[Clause, ...] = ()
     # Why the engine may not answer; None where it may.
     miss: str | None
     # Why rows may not share a batch; None where they may.
@@ -161,8 +166,9 @@ class Proof:
         return Verification(
             precision=precision,
             accuracy=accuracy,
-            value=accuracy.value(self.contract.metric),
-            miss=_fp32_miss(accuracy) if fp32 else _contract_miss(accuracy, self.contract),
+            value=contract_value(accuracy, self.contract),
+            clauses=() if fp32 else clauses(accuracy, self.contract),
+            miss=_fp32_miss(accuracy) if fp32 else contract_miss(accuracy, self.contract),
             unbatchable=unbatchable,
         )
 
@@ -281,18 +287,16 @@ def _influence(
 def _fp32_miss(accuracy: Accuracy) -> str | None:
     for output in accuracy.outputs:
         value = output.value(Metric.SQNR_DB)
+        if output.peak is not None and output.peak <= ZERO_PEAK and not output.nonfinite:
+            # The noise of such an output is rounding alone.
+            if (output.max_abs_error or 0.0) > FP32_MAX_ZERO_ERROR:
+                return f"the FP32 engine's output {output.name!r} is {output.max_abs_error:g} where FP32's is zero"
+            continue
         if output.equal_share is not None and output.equal_share < FP32_MIN_EQUAL:
             return f"the FP32 engine gives {output.equal_share:.1%} of output {output.name!r} as FP32 did"
         if output.equal_share is None and value is not None and value < FP32_MIN_DB:
             return f"the FP32 engine's output {output.name!r} is {value:.1f} dB from FP32's, under {FP32_MIN_DB:g} dB"
     return None
-
-
-def _contract_miss(accuracy: Accuracy, contract: Contract) -> str | None:
-    value = accuracy.value(contract.metric)
-    if value >= contract.min:
-        return None
-    return f"the 8-bit engine reaches {contract.metric.value} {value:.4g}, and its contract asks for {contract.min:g}"
 
 
 def _stored(number: int, entry: Mapping[str, Any], arrays: Mapping[str, Array]) -> ProofBatch:

@@ -1,6 +1,7 @@
 """The report of a build: what was asked, what was made, how it was proven, and what it costs to run."""
 
 import enum
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
@@ -9,12 +10,13 @@ import pydantic
 from pydantic import BaseModel, ConfigDict
 
 from engines.accuracy import Accuracy
+from engines.contract import Clause
 from engines.errors import InvalidArtifactError
 from engines.options import CalibrationMethod, Contract, Precision
 
 FEW_ROWS = 32
 """Fewer verify rows than these are weak evidence: a model that fails one row in twenty passes on them, one time
-in five."""
+in five. The fifth percentile of fewer is hardly more than their worst row."""
 _LIBRARIES = ("octet", "openvino", "onnxruntime", "onnx", "numpy")
 
 
@@ -37,12 +39,35 @@ class OutputReport(_Part):
     name: str
     rows: int
     sqnr_db: float | None
+    sqnr_lower_db: float | None
     row_sqnr_p5_db: float | None
+    variation_sqnr_db: float | None
     cosine: float | None
+    cosine_lower: float | None
     max_abs_error: float | None
+    peak: float | None
     top1_agreement: float | None
+    top1_weighted: float | None
     equal_share: float | None
+    elements: int
     nonfinite: int
+
+
+class ClauseReport(_Part):
+    """`engines.contract.Clause`: one thing that the contract asks of one output of the 8-bit engine."""
+
+    output: str
+    # The field of OutputReport that it is about.
+    measure: str
+    value: float
+    # The least value; of `max_abs_error`, the largest.
+    limit: float
+    # One-sided 95% bound of the value on more such rows.
+    lower: float | None
+    rows: int
+    holds: bool
+    # How far within the limit.
+    margin_db: float
 
 
 class EngineReport(_Part):
@@ -51,9 +76,11 @@ class EngineReport(_Part):
     holds: bool
     # Why it may not answer.
     miss: str | None
-    # The contract's metric; None where the engine did not run.
+    # The contract's metric, or SQNR in decibels under the default contract; None where the engine did not run.
     value: float | None
     outputs: tuple[OutputReport, ...]
+    # Of the 8-bit engine.
+    clauses: tuple[ClauseReport, ...] = ()
 
 
 class Evidence(_Part):
@@ -205,13 +232,16 @@ class Report(_Part):
         }
 
 
-def weak_evidence(*, verify_rows: int, proof_rows: int, disjoint: bool) -> str | None:
-    """Why the evidence is weak, or None where it is not."""
+def weak_evidence(
+    *, verify_rows: int, proof_rows: int, disjoint: bool, doubts: Iterable[str] = ()
+) -> str | None:
+    """Why the evidence is weak, or None where it is not; `doubts` are those of the contract."""
     reasons = []
     if not disjoint:
         reasons.append("the samples are too few to keep some aside, so the proof uses rows that calibrated")
     if proof_rows < FEW_ROWS:
         reasons.append(f"the proof has {proof_rows} rows, fewer than {FEW_ROWS}")
+    reasons.extend(doubts)
     if not reasons:
         return None
     more = "" if proof_rows < verify_rows else "; upload more samples"
@@ -223,6 +253,16 @@ def output_reports(accuracy: Accuracy | None) -> tuple[OutputReport, ...]:
     if accuracy is None:
         return ()
     return tuple(OutputReport.model_validate(vars(output)) for output in accuracy.outputs)
+
+
+def clause_reports(clauses: Iterable[Clause]) -> tuple[ClauseReport, ...]:
+    """The clauses of a contract, for the report."""
+    return tuple(
+        ClauseReport.model_validate(
+            vars(clause) | {"holds": clause.holds, "margin_db": round(clause.margin_db, 3)}
+        )
+        for clause in clauses
+    )
 
 
 def versions() -> dict[str, str]:

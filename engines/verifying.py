@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engines import resources
+from engines.contract import doubts
 from engines.latency import latencies_ms, repeated
 from engines.loading import Trial, fp32_engine, try_engine
 from engines.model import load_model
@@ -27,6 +28,7 @@ from engines.report import (
     SkippedLayerReport,
     ThresholdReport,
     Verdict,
+    clause_reports,
     output_reports,
     versions,
     weak_evidence,
@@ -97,7 +99,7 @@ def verify(
         contract=options.contract,
         fp32=_engine_report(verification),
         quantized=_engine_report(trial.verification) if trial else None,
-        evidence=_evidence(splits, proof),
+        evidence=_evidence(splits, proof, trial),
         batching=Batching(batchable=unbatchable is None, reason=unbatchable),
         sizes=_sizes(workspace),
         layers=Layers() if options.precision is Precision.FP32 else _layers(workspace, options.precision),
@@ -149,18 +151,23 @@ def _engine_report(verification: Verification) -> EngineReport:
         miss=verification.miss,
         value=verification.value,
         outputs=output_reports(verification.accuracy),
+        clauses=clause_reports(verification.clauses),
     )
 
 
-def _evidence(splits: Splits, proof: Proof) -> Evidence:
+def _evidence(splits: Splits, proof: Proof, trial: Trial | None) -> Evidence:
     rows = splits.verify.rows
+    accuracy = trial.verification.accuracy if trial else None
+    uncertain = doubts(accuracy, proof.contract) if accuracy else ()
     return Evidence(
         calibrate_rows=splits.calibrate.rows,
         tune_rows=splits.tune.rows,
         verify_rows=rows,
         proof_rows=proof.rows,
         disjoint=splits.disjoint,
-        weak=weak_evidence(verify_rows=rows, proof_rows=proof.rows, disjoint=splits.disjoint),
+        weak=weak_evidence(
+            verify_rows=rows, proof_rows=proof.rows, disjoint=splits.disjoint, doubts=uncertain
+        ),
     )
 
 

@@ -95,7 +95,7 @@ def target(contract: Contract) -> float:
 
     What was chosen on some rows is a little worse on others, and the contract is held against others.
     """
-    if contract.metric is Metric.SQNR_DB:
+    if contract.metric in (None, Metric.SQNR_DB):
         return contract.min + MARGIN_DB
     return contract.min + MARGIN_SHARE * max(0.0, 1.0 - contract.min)
 

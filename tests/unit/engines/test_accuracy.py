@@ -80,7 +80,7 @@ def test_what_does_not_look_like_class_scores_has_no_top1(shape: tuple[int, ...]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("metric", list(Metric))
+@pytest.mark.parametrize("metric", [metric for metric in Metric if metric is not Metric.EQUAL_SHARE])
 def test_a_single_element_that_is_not_finite_never_passes(bad: float, metric: Metric) -> None:
     candidate = rows()
     candidate[5, 2] = bad
@@ -115,6 +115,58 @@ def test_an_output_of_zeros_must_stay_zero() -> None:
     assert compare(zeros, zeros).value(Metric.SQNR_DB) == BEST_DB
     assert compare(zeros, zeros + np.float32(1e-9)).value(Metric.SQNR_DB) == -BEST_DB
     assert compare(rows(), np.zeros_like(rows())).value(Metric.SQNR_DB) == pytest.approx(0.0)
+
+
+def test_a_row_of_nearly_nothing_is_not_held_to_more_digits_than_its_neighbours() -> None:
+    reference = np.ones((40, 4), np.float32)
+    reference[:20] = 0
+    candidate = reference + np.float32(0.01)
+    (output,) = compare(reference, candidate).outputs
+    # The mean row's energy is 2, of which a tenth counts; the noise of a row is 4e-4.
+    assert output.row_sqnr_p5_db == pytest.approx(10 * np.log10(0.2 / 4e-4))
+
+
+def test_a_constant_answer_to_an_output_that_is_mostly_offset_has_a_high_sqnr_and_no_variation() -> None:
+    reference = 290 + rows()
+    (output,) = compare(reference, np.broadcast_to(reference.mean(axis=0), reference.shape)).outputs
+    assert output.sqnr_db is not None
+    assert output.sqnr_db > 45
+    assert output.variation_sqnr_db == pytest.approx(10 * np.log10(40 / 39), abs=1e-3)
+
+
+def test_the_bound_of_the_sqnr_is_under_it_and_closer_with_more_rows() -> None:
+    def slack(count: int) -> float:
+        (output,) = compare(rows(count), rows(count) + 0.1 * rows(count, seed=1)).outputs
+        assert output.sqnr_db is not None
+        assert output.sqnr_lower_db is not None
+        return output.sqnr_db - output.sqnr_lower_db
+
+    assert 0 < slack(400) < slack(40) < 2
+    assert compare(rows(1), rows(1) * 2).outputs[0].sqnr_lower_db is None
+
+
+def test_outputs_without_rows_compare_as_equal() -> None:
+    empty = np.zeros((0, 3), np.float32)
+    (output,) = compare(empty, empty).outputs
+    assert (output.rows, output.sqnr_db, output.top1_agreement) == (0, BEST_DB, None)
+    (indices,) = compare(empty.astype(np.int64), empty.astype(np.int64)).outputs
+    assert (indices.equal_share, indices.elements) == (1.0, 0)
+
+
+def test_another_number_of_detections_is_an_error_that_says_where_to_cut_the_model() -> None:
+    with pytest.raises(
+        EngineRunError, match=r"\[3, 4\]; FP32 gives \[5, 4\] .*NonMaxSuppression.*end the model before"
+    ):
+        Comparison().add({"boxes": np.ones((5, 4), np.float32)}, {"boxes": np.ones((3, 4), np.float32)})
+
+
+def test_equal_share_counts_integers_also_beside_floats() -> None:
+    comparison = Comparison()
+    labels = np.arange(40)
+    comparison.add({"a": rows(), "labels": labels}, {"a": rows(), "labels": np.where(labels < 10, 0, labels)})
+    assert comparison.result().value(Metric.EQUAL_SHARE) == pytest.approx(31 / 40)
+    with pytest.raises(InvalidOptionsError, match="equal_share, but every output of the model is floating"):
+        compare(rows(), rows()).value(Metric.EQUAL_SHARE)
 
 
 def test_integers_are_compared_for_equality() -> None:
@@ -167,6 +219,11 @@ def test_a_contract_on_classes_needs_a_model_with_classes() -> None:
     check_metric(Metric.SQNR_DB, [image])
     check_metric(Metric.TOP1_AGREEMENT, [image, scores])
     check_metric(Metric.TOP1_AGREEMENT, [label])
+    check_metric(Metric.EQUAL_SHARE, [image, label])
+    check_metric(None, [image])
+    check_metric(None, [label])
+    with pytest.raises(InvalidOptionsError, match="contract is in equal_share, but every output"):
+        check_metric(Metric.EQUAL_SHARE, [image])
     with pytest.raises(
         InvalidOptionsError, match=r"contract is in top1_agreement, .*outputs are image float32"
     ):

@@ -83,7 +83,7 @@ def test_an_8_bit_engine_is_held_to_the_contract(tmp_path: Path) -> None:
         missed = proof.replay(far, Precision.INT8)
     assert not missed.holds
     assert missed.miss is not None
-    assert missed.miss.startswith("the 8-bit engine reaches sqnr_db 1")
+    assert missed.miss.startswith("the 8-bit engine misses its contract: output 'scores': SQNR 1")
     assert missed.miss.endswith("and its contract asks for 35")
 
 
@@ -95,6 +95,39 @@ def test_an_fp32_engine_has_to_be_fp32_whatever_the_contract_is(tmp_path: Path) 
     assert not verification.holds
     assert "'scores'" in str(verification.miss)
     assert "under 40 dB" in str(verification.miss)
+
+
+def test_the_default_contract_shows_each_clause_with_what_was_measured(tmp_path: Path) -> None:
+    proof = seal(tmp_path, mlp(), {"vector": vector_rows(40)})
+    with engine(tmp_path, shaken(mlp(), 0.001)) as close, engine(tmp_path, shaken(mlp(), 2.0)) as far:
+        kept, missed = proof.replay(close, Precision.INT8), proof.replay(far, Precision.INT8)
+        assert proof.replay(close, Precision.FP32).clauses == ()
+    assert [clause.measure for clause in kept.clauses] == [
+        "sqnr_db",
+        "row_sqnr_p5_db",
+        "variation_sqnr_db",
+        "top1_weighted",
+    ]
+    assert kept.holds
+    assert kept.value == kept.clauses[0].value
+    assert not missed.holds
+    assert "more of its clauses are missed" in str(missed.miss)
+
+
+def test_fp32_may_round_what_is_zero_throughout(tmp_path: Path) -> None:
+    def zeros(offset: float) -> onnx.ModelProto:
+        graph = GraphBuilder()
+        graph.node("Sub", ["vector", "vector"], "nothing")
+        graph.node("Add", ["nothing", graph.constant("offset", np.array([offset], np.float32))], "scores")
+        return graph.model([floats("vector", "n", 12)], [floats("scores", "n", 12)])
+
+    proof = seal(tmp_path, zeros(0), {"vector": vector_rows(40)})
+    with engine(tmp_path, zeros(1e-6)) as rounded, engine(tmp_path, zeros(1e-3)) as wrong:
+        assert proof.replay(rounded, Precision.FP32).holds
+        assert (
+            proof.replay(wrong, Precision.FP32).miss
+            == "the FP32 engine's output 'scores' is 0.001 where FP32's is zero"
+        )
 
 
 def test_an_engine_of_another_model_fails_in_a_sentence_and_raises_nothing(tmp_path: Path) -> None:
