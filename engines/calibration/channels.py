@@ -1,8 +1,8 @@
 """What each channel of an activation reaches, and a sample of its rows: all that smoothing asks of the samples.
 
-A channel is an index of the last axis, which a matrix product sums over; a row is all that precedes it. The largest
-magnitudes merge exactly. The sample keeps the rows of the smallest keys, a fixed hash of the row's number, so it is
-uniform, bounded, and the same whatever the batches.
+A channel is an index of the axis that a layer sums over: the last one of a matrix product, axis 1 of a convolution. A
+row is the channels at one place of the others. The largest magnitudes merge exactly. The sample keeps the rows of the
+smallest keys, a fixed hash of the row's number, so it is uniform, bounded, and the same whatever the batches.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -42,8 +42,9 @@ def observe_channels(
     *,
     threads: int,
     progress: Callable[[int], None],
+    axis: int = -1,
 ) -> dict[str, ChannelRange]:
-    """Channel ranges of `tensors`, floating tensors of `model` with a last axis of fixed size, over all batches.
+    """Channel ranges of `tensors`, floating tensors of `model` whose `axis` has a fixed size, over all batches.
 
     `progress` is called with the number of samples seen so far after every batch.
 
@@ -56,7 +57,8 @@ def observe_channels(
     seen = 0
     for feeds in batches:
         for name, values in session.run(feeds).items():
-            if not samples[name].add(values.astype(np.float32, copy=False).reshape(-1, values.shape[-1])):
+            rows = np.moveaxis(values.astype(np.float32, copy=False), axis, -1)
+            if not samples[name].add(rows.reshape(-1, rows.shape[-1])):
                 raise CalibrationError(
                     f"the FP32 model's own tensor {name!r} is not finite on the samples from row {seen} on; check"
                     " the model with these samples before quantizing it."

@@ -5,51 +5,32 @@ of a LayerNormalization, constant factors and addends, the columns of a matrix p
 is one multiplication by a constant in front of the group, which runtimes fuse into the quantizer.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import helper
 
-from engines.preparation.tidying import fresh_name, remove_dead_nodes, tensor_names, use_counts
+from engines.quantization.graph_editing import Fold, GraphEditor
 from engines.quantization.placement import LayerKind
 from engines.quantization.recomputed import chain, column
 
 Floats = NDArray[np.float32]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Scaled:
-    """A constant input of a node that takes up the division."""
+class Rescaler(GraphEditor):
+    """Edits one graph in place."""
 
-    node: onnx.NodeProto
-    index: int
-    # From the constant's value and the factor [K] to the new value.
-    apply: Callable[[Floats, Floats], Floats]
-
-
-class Rescaler:
-    """Edits one graph in place. Every constant that changes gets a copy of its own: others may share it."""
+    suffix = "_smoothed"
 
     def __init__(self, graph: onnx.GraphProto) -> None:
-        self._graph = graph
-        self._constants = {tensor.name: tensor for tensor in graph.initializer}
-        self._nodes = {node.name: node for node in graph.node}
+        super().__init__(graph)
         self._order = {node.name: place for place, node in enumerate(graph.node)}
-        self._producers = {output: node for node in graph.node for output in node.output}
-        self._uses = use_counts(graph)
-        self._values = {value.name: value for value in (*graph.value_info, *graph.input, *graph.output)}
-        self._tensors = tensor_names(graph)
-        self._node_names = set(self._nodes)
         # The nodes as they were before any was rescaled, by output.
         self._original = {
             node.output[0]: onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node
         }
-        # New nodes, by the name of the old node that they go in front of, or behind.
-        self._before: dict[str, list[onnx.NodeProto]] = {}
-        self._after: dict[str, list[onnx.NodeProto]] = {}
 
     def rescale(
         self, tensor: str, nodes: Sequence[str], divisors: Floats, outliers: Sequence[int] = ()
@@ -65,8 +46,7 @@ class Rescaler:
         source = tensor
         if folds is None:
             source = self._multiplied(tensor, factor, before=nodes[0])
-        for fold in folds or ():
-            self._replace(fold.node, fold.index, fold.apply(self._value(fold.node, fold.index), factor))
+        self._apply(folds or (), factor)
         for name in nodes:
             node = self._nodes[name]
             weights = self._value(node, 1)
@@ -76,26 +56,7 @@ class Rescaler:
             self._replace(node, 1, np.ascontiguousarray(input_weights(node, scaled)))
             node.input[0] = source
 
-    def finish(self) -> None:
-        """Puts the new nodes in their places and drops what nothing reads any more."""
-        ordered: list[onnx.NodeProto] = []
-        for node in self._graph.node:
-            ordered += [*self._before.get(node.name, ()), node, *self._after.get(node.name, ())]
-        copies = []
-        for node in ordered:
-            copy = onnx.NodeProto()
-            copy.CopyFrom(node)
-            copies.append(copy)
-        del self._graph.node[:]
-        self._graph.node.extend(copies)
-        remove_dead_nodes(self._graph)
-        # Dead nodes leave their shapes behind, and the last sum of a product was renamed.
-        made = tensor_names(self._graph)
-        described = [value for value in self._graph.value_info if value.name in made]
-        del self._graph.value_info[:]
-        self._graph.value_info.extend(described)
-
-    def _folds(self, tensor: str, channels: int, readers: int) -> list[_Scaled] | None:
+    def _folds(self, tensor: str, channels: int, readers: int) -> list[Fold] | None:
         """The constants to change for `tensor`, read `readers` times, to come out scaled; None where none do."""
         node = self._producers.get(tensor)
         if node is None or self._uses[tensor] != readers or tensor != node.output[0]:
@@ -112,14 +73,14 @@ class Rescaler:
             case _:
                 return None
 
-    def _affine(self, node: onnx.NodeProto, channels: int) -> list[_Scaled] | None:
+    def _affine(self, node: onnx.NodeProto, channels: int) -> list[Fold] | None:
         """A normalisation's scale and shift take the factor."""
         indices = [index for index in (1, 2) if index < len(node.input) and node.input[index]]
         if any(self._shape(node, index) != (channels,) for index in indices):
             return None
-        return [_Scaled(node=node, index=index, apply=np.multiply) for index in indices]
+        return [Fold(node=node, index=index, apply=np.multiply) for index in indices]
 
-    def _elementwise(self, node: onnx.NodeProto, channels: int) -> list[_Scaled] | None:
+    def _elementwise(self, node: onnx.NodeProto, channels: int) -> list[Fold] | None:
         """A Mul by a constant takes the factor; an Add of one hands it on as well."""
         constant = [index for index in (0, 1) if self._shape(node, index) is not None]
         if len(constant) != 1:
@@ -129,25 +90,25 @@ class Rescaler:
         shape = self._shape(node, constant[0])
         if shape is None or not shape or shape[-1] != channels or np.prod(shape) != channels:
             return None
-        scaled = [_Scaled(node=node, index=constant[0], apply=np.multiply)]
+        scaled = [Fold(node=node, index=constant[0], apply=np.multiply)]
         other = node.input[1 - constant[0]]
         if node.op_type == "Mul":
             return scaled if self._has_channels(other, channels) else None
         beyond = self._folds(other, channels, 1)
         return None if beyond is None else [*beyond, *scaled]
 
-    def _product(self, node: onnx.NodeProto, channels: int) -> list[_Scaled] | None:
+    def _product(self, node: onnx.NodeProto, channels: int) -> list[Fold] | None:
         """Constant weights [K, N] take the factor in their columns, a Gemm's addend along its last axis."""
         shape = self._shape(node, 1)
         transposed = _is_transposed(node)
         if shape is None or len(shape) != 2 or shape[not transposed] != channels:
             return None
         columns = _scale_rows if transposed else np.multiply
-        scaled = [_Scaled(node=node, index=1, apply=columns)]
+        scaled = [Fold(node=node, index=1, apply=columns)]
         if len(node.input) > 2 and node.input[2]:
             if self._shape(node, 2) is None:
                 return None
-            scaled.append(_Scaled(node=node, index=2, apply=np.multiply))
+            scaled.append(Fold(node=node, index=2, apply=np.multiply))
         return scaled
 
     def _has_channels(self, tensor: str, channels: int) -> bool:
@@ -209,56 +170,6 @@ class Rescaler:
                 behind=behind,
             )
         return copies[tensor]
-
-    def _insert(
-        self,
-        operator: str,
-        inputs: list[str],
-        output: str,
-        *,
-        attributes: Sequence[onnx.AttributeProto] = (),
-        like: str | None = None,
-        before: str | None = None,
-        behind: str | None = None,
-    ) -> str:
-        output = self._name(output)
-        node = helper.make_node(operator, inputs, [output], name=self._node_name(f"{output}_node"))
-        node.attribute.extend(attributes)
-        if like is not None:
-            self._describe(output, like=like)
-        place, name = (self._before, before) if before is not None else (self._after, behind)
-        place.setdefault(name or "", []).append(node)
-        return output
-
-    def _describe(self, tensor: str, *, like: str) -> None:
-        """Gives a new tensor the type and shape of another."""
-        if like in self._values:
-            value = self._graph.value_info.add()
-            value.CopyFrom(self._values[like])
-            value.name = tensor
-
-    def _shape(self, node: onnx.NodeProto, index: int) -> tuple[int, ...] | None:
-        tensor = self._constants.get(node.input[index])
-        return None if tensor is None else tuple(tensor.dims)
-
-    def _value(self, node: onnx.NodeProto, index: int) -> Floats:
-        return np.asarray(numpy_helper.to_array(self._constants[node.input[index]]), np.float32)
-
-    def _replace(self, node: onnx.NodeProto, index: int, value: Floats) -> None:
-        node.input[index] = self._constant(f"{node.input[index]}_smoothed", value)
-
-    def _constant(self, name: str, value: NDArray[np.generic]) -> str:
-        name = self._name(name)
-        tensor = numpy_helper.from_array(value, name)
-        self._graph.initializer.append(tensor)
-        self._constants[name] = tensor
-        return name
-
-    def _name(self, wanted: str) -> str:
-        return fresh_name(wanted, self._tensors)
-
-    def _node_name(self, wanted: str) -> str:
-        return fresh_name(wanted, self._node_names)
 
 
 def input_weights(node: onnx.NodeProto, weights: Floats) -> Floats:

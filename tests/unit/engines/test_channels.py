@@ -22,6 +22,16 @@ def test_the_maxima_are_those_of_all_rows() -> None:
     np.testing.assert_array_equal(seen(8).absmax, np.abs(ROWS.reshape(-1, 32)).max(axis=0))
 
 
+def test_channels_may_be_along_another_axis() -> None:
+    batches = [{"tokens": ROWS[start : start + 40]} for start in range(0, len(ROWS), 40)]
+    model = graphs.plain()
+    found = observe_channels(model, ["tokens"], batches, threads=1, progress=lambda _: None, axis=1)["tokens"]
+    np.testing.assert_array_equal(found.absmax, np.abs(ROWS).max(axis=(0, 2)))
+    assert found.rows.shape == (MOST_ROWS, graphs.TOKENS)
+    every = {row.tobytes() for row in np.moveaxis(ROWS, 1, 2).reshape(-1, graphs.TOKENS)}
+    assert {row.tobytes() for row in found.rows} <= every
+
+
 def test_the_sample_is_bounded_and_made_of_rows() -> None:
     found = seen(8)
     assert found.rows.shape == (MOST_ROWS, 32)
