@@ -159,6 +159,13 @@ def _npy_array(path: Path) -> StoredArray:
     return array
 
 
+_ZIP_ERRORS = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError),
+    # A member's own header may call it UTF-8 when it is not.
+    UnicodeDecodeError,
+)
+
+
 def _member_array(archive: zipfile.ZipFile, path: Path, info: zipfile.ZipInfo) -> StoredArray:
     where = f"the array {quote(info.filename)} in the sample file {quote(path.name)}"
     if not info.filename.endswith(".npy"):
@@ -176,7 +183,7 @@ def _member_array(archive: zipfile.ZipFile, path: Path, info: zipfile.ZipInfo) -
         with archive.open(info) as file:
             header = read_header(file, where)
             offset = file.tell()
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+    except _ZIP_ERRORS as error:
         raise _damaged(where, error) from error
 
     def open_data() -> IO[bytes]:

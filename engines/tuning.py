@@ -1,11 +1,13 @@
-"""Chooses between 8-bit models on the tune samples: what is compared are compiled engines, not simulations."""
+"""Measures 8-bit models on the tune samples: what is compared are compiled engines, not simulations."""
 
+import statistics
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.accuracy import BEST_DB, Comparison
+from engines.accuracy import BEST_DB, Accuracy, Comparison
 from engines.errors import CompileError, EngineRunError
 from engines.model import Model, save_model
 from engines.options import Metric
@@ -38,8 +40,25 @@ class Choice:
     sqnr_db: Mapping[str, float]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A compiled model on the tune samples."""
+
+    # None where the runtime cannot run it.
+    accuracy: Accuracy | None
+    # Median time of a batch of the tune samples; None where the runtime cannot run it.
+    batch_ms: float | None
+    # Of the ONNX file.
+    size_bytes: int
+
+    @property
+    def sqnr_db(self) -> float:
+        """SQNR of the worst output, in decibels; of a model that cannot run, the least there is."""
+        return -BEST_DB if self.accuracy is None else self.accuracy.value(Metric.SQNR_DB)
+
+
 class Tuner:
-    """Scores 8-bit models by how close their compiled engine comes to FP32 on the tune samples."""
+    """Compiles models and compares them with FP32 on the tune samples."""
 
     def __init__(self, reference: Model, samples: SampleView, *, runtime: Runtime, threads: int) -> None:
         """Runs FP32 once over the samples and keeps its answers."""
@@ -55,19 +74,25 @@ class Tuner:
             if rows >= MAX_TUNE_ROWS:
                 break
 
-    def sqnr_db(self, model: Model) -> float:
-        """SQNR of the worst output, in decibels; of a model that the runtime cannot run, the least there is."""
+    def measure(self, model: Model) -> Measured:
+        """Compiles a model and runs it over the tune samples."""
         comparison = Comparison()
+        times_s = []
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "candidate.onnx"
             save_model(model, path)
+            size_bytes = path.stat().st_size
             try:
                 with self._runtime.compile(path, threads=self._threads) as engine:
                     for feeds, right in self._batches:
-                        comparison.add(right, engine.run(feeds))
+                        start_s = time.perf_counter()
+                        answers = engine.run(feeds)
+                        times_s.append(time.perf_counter() - start_s)
+                        comparison.add(right, answers)
             except (CompileError, EngineRunError):
-                return -BEST_DB
-        return comparison.result().value(Metric.SQNR_DB)
+                return Measured(accuracy=None, batch_ms=None, size_bytes=size_bytes)
+        batch_ms = round(statistics.median(times_s) * 1e3, 3)
+        return Measured(accuracy=comparison.result(), batch_ms=batch_ms, size_bytes=size_bytes)
 
     def choose(self, candidates: Sequence[Candidate], *, progress: Callable[[float], None]) -> Choice:
         """The candidate with the highest SQNR; of equal ones the first, so put the plainest first."""
@@ -75,7 +100,7 @@ class Tuner:
         best: tuple[float, str, Model] | None = None
         for number, candidate in enumerate(candidates):
             model = candidate.make()
-            score = self.sqnr_db(model)
+            score = self.measure(model).sqnr_db
             scores[candidate.name] = round(score, 2)
             if best is None or score > best[0]:
                 best = (score, candidate.name, model)

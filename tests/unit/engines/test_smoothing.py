@@ -113,7 +113,8 @@ def test_a_planted_outlier_is_separated_and_gains_many_decibels() -> None:
     choice = plan(model, observed(model), bits=WeightBits.EIGHT)["gelu"]
     assert choice.outliers == (11,)
     after = smoothed(model)
-    assert {"Slice": 1, "Add": 1}.items() <= added(model, after).items()
+    # The channel is computed on its own, by a product of one column and its own bias and GELU.
+    assert {"MatMul": 1, "Erf": 1, "Add": 3}.items() <= added(model, after).items()
     assert noise(after) < noise(model) / 10
 
 
@@ -121,7 +122,17 @@ def test_several_outliers_are_added_one_by_one() -> None:
     model = graphs.feed_forward(outliers=[11, 2])
     choice = plan(model, observed(model), bits=WeightBits.EIGHT)["gelu"]
     assert choice.outliers == (2, 11)
-    assert added(model, smoothed(model))["Slice"] == 2
+    assert added(model, smoothed(model))["MatMul"] == 2
+
+
+def test_an_outlier_that_comes_from_no_matrix_product_is_cut_out() -> None:
+    model = graphs.outlying_tokens(channel=5)
+    choice = plan(model, observed(model), bits=WeightBits.EIGHT)["scaled"]
+    assert choice.outliers == (5,)
+    after = smoothed(model)
+    assert added(model, after)["Slice"] == 1
+    assert "MatMul" not in added(model, after)
+    check_same_function(model, after)
 
 
 def test_a_model_that_needs_nothing_is_returned_as_it_is() -> None:

@@ -82,6 +82,18 @@ def feed_forward(*, outliers: Sequence[int] = ()) -> Model:
     return finished(graph)
 
 
+def outlying_tokens(*, channel: int) -> Model:
+    """One linear layer of the tokens, of which one channel is far larger than the others and so are its weights."""
+    graph = GraphBuilder(seed=7)
+    factor = np.ones(WIDTH, np.float32)
+    factor[channel] = 60
+    scaled = graph.node("Mul", ["tokens", graph.constant("factor", factor)], "scaled")
+    values = weights(graph, WIDTH, WIDTH)
+    values[channel] *= 10
+    graph.node("Relu", [linear(graph, scaled, "only", values)], "result")
+    return finished(graph)
+
+
 def normed_projections(*, residual: bool) -> Model:
     """Three projections of one LayerNormalization, which a residual Add reads too, or not."""
     graph = GraphBuilder(seed=4)
