@@ -56,6 +56,29 @@ _LEAST_DB = 20.0
 _LEAST_SHARE = 0.99
 
 
+class OnMiss(enum.StrEnum):
+    """What becomes of a build whose 8-bit engine misses its contract on the tune samples, or in the proof."""
+
+    MIX = "mix"
+    """The fewest layers that keep the contract stay floating; where even that misses, FP32 serves."""
+    FAIL = "fail"
+    """The build fails and says why; nothing is published."""
+    PUBLISH = "publish"
+    """The 8-bit engine serves all the same, and the report says that it is below its contract."""
+
+
+class Effort(enum.StrEnum):
+    """How long a build may look for a better 8-bit model."""
+
+    FAST = "fast"
+    """One calibration, weights rounded to the nearest, a minute at most for mixed precision."""
+    STANDARD = "standard"
+    """Channels evened out, thresholds of several kinds and fitted weights, each kept where the tune samples say that
+    it helps; ten minutes at most for mixed precision."""
+    THOROUGH = "thorough"
+    """Fitted weights for every kind of threshold; an hour at most for mixed precision."""
+
+
 class _Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -107,6 +130,8 @@ class BuildOptions(_Options):
     precision: Precision = Precision.INT8
     calibration: CalibrationMethod = CalibrationMethod.AUTO
     contract: Contract = Contract()
+    on_miss: OnMiss = OnMiss.MIX
+    effort: Effort = Effort.STANDARD
     batching: Batching = Batching()
     # Whether the version becomes the model's default once it is published.
     promote: bool = True

@@ -8,30 +8,26 @@ another process than the ones before it. Each leaves a record of its seconds and
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from engines import resources
 from engines.accuracy import check_metric
-from engines.calibration.histogram import Histogram
-from engines.calibration.observer import BATCH_ROWS, observe
-from engines.calibration.thresholds import chosen, threshold
+from engines.calibrating import calibrate as observe_variants
 from engines.errors import CalibrationError, CompileError, EngineRunError, UnsupportedModelError
 from engines.model import Model, load_model, save_model
 from engines.options import BuildOptions, Precision
 from engines.prepare import prepare as prepare_model
-from engines.quantization.placement import Placement, place, tensors
-from engines.quantizing import Plan, choose_weights, read_thresholds
+from engines.quantizing import quantize as write_quantized
 from engines.runtimes.base import Runtime
 from engines.runtimes.openvino import OpenVINORuntime
 from engines.runtimes.reference import ReferenceSession
-from engines.samples import SampleSet, SampleView, import_samples
+from engines.samples import SampleView, import_samples
 from engines.verifying import verify as verify_engines
 from engines.workspace import (
     CALIBRATION,
+    CHOICES,
     COMPILED,
     HISTOGRAMS,
     PHASE_RECORDS,
@@ -43,6 +39,7 @@ from engines.workspace import (
     UPLOADED_MODEL,
     UPLOADED_SAMPLES,
     VALIDATED,
+    VARIANTS,
     Workspace,
 )
 
@@ -126,94 +123,28 @@ def prepare(workspace: Workspace, options: BuildOptions, progress: Progress) -> 
 
 
 def calibrate(workspace: Workspace, options: BuildOptions, progress: Progress) -> dict[str, Any]:
-    """Observes the activations on the calibration rows and chooses their clipping thresholds.
+    """Watches FP32 run on the calibration rows: `engines.calibrating`.
 
     Raises:
         CalibrationError: the model fails on the samples, or a tensor is not finite.
     """
     if options.precision is Precision.FP32:
         return {"calibration": _skipped(options)}
-    model = load_model(workspace.path(PREPARED))
-    names = list(tensors(place(model, precision=options.precision)))
-    rows = SampleSet.open(workspace.root / SAMPLES).split().calibrate
-    histograms = _observed(model, names, rows, progress)
-    arrays = {
-        f"{number}.{field}": array
-        for number, name in enumerate(names)
-        for field, array in histograms[name].to_arrays().items()
-    }
-    np.savez_compressed(workspace.path(HISTOGRAMS), allow_pickle=False, **arrays)
-    method = options.calibration
-    table = {
-        name: {
-            "threshold": threshold(histogram, method, options.precision),
-            "absmax": histogram.absmax,
-            "method": chosen(histogram, method, options.precision).value,
-        }
-        for name, histogram in histograms.items()
-    }
-    _write(workspace, CALIBRATION, {"method": method.value, "rows": rows.rows, "tensors": table})
+    summary = observe_variants(workspace, options, _runtime(), progress)
     progress(1.0)
-    return {"calibration": method.value, "calibrated_tensors": len(names), "calibration_rows": rows.rows}
-
-
-def _observed(
-    model: Model, names: Sequence[str], rows: SampleView, progress: Progress
-) -> dict[str, Histogram]:
-    if not names:
-        return {}
-    size = model.fixed_rows or BATCH_ROWS
-    try:
-        return observe(
-            model,
-            names,
-            rows.batches(size, whole=model.fixed_rows is not None),
-            threads=resources.current().threads,
-            progress=lambda seen: progress(min(1.0, seen / rows.rows)),
-        )
-    except EngineRunError as error:
-        raise CalibrationError(
-            f"the FP32 model does not run on the samples: {error} Check the model with them."
-        ) from error
+    return summary
 
 
 def quantize(workspace: Workspace, options: BuildOptions, progress: Progress) -> dict[str, Any]:
-    """Writes the 8-bit model, its weights as wide as this machine's engines can take.
+    """Writes the 8-bit model that comes closest to FP32 on the tune rows: `engines.quantizing`.
 
     Raises:
         UnsupportedModelError: the model's opset has no quantization.
         CalibrationError: the model fails on the samples.
     """
-    workspace.path(QUANTIZED).unlink(missing_ok=True)
     if options.precision is Precision.FP32:
         return {"quantization": _skipped(options)}
-    model = load_model(workspace.path(PREPARED))
-    placement = place(model, precision=options.precision)
-    if not placement.weights:
-        return {"quantization": "skipped: no layer of the model can run in 8 bits", **_layers(placement)}
-    runtime = _runtime()
-    plan = Plan(
-        model=model,
-        placement=placement,
-        thresholds=read_thresholds(workspace),
-        runtime=runtime,
-        precision=options.precision,
-    )
-    splits = SampleSet.open(workspace.root / SAMPLES).split()
-    try:
-        choice = choose_weights(plan, splits, progress)
-    except EngineRunError as error:
-        raise CalibrationError(
-            f"the FP32 model does not run on the samples: {error} Check the model with them."
-        ) from error
-    save_model(choice.model, workspace.path(QUANTIZED))
-    progress(1.0)
-    return {
-        "weight_bits": runtime.weight_bits(),
-        "weights": choice.name,
-        "tune_sqnr_db": choice.sqnr_db,
-        **_layers(placement),
-    }
+    return write_quantized(workspace, options, _runtime(), progress)
 
 
 def compile_engine(workspace: Workspace, options: BuildOptions, progress: Progress) -> dict[str, Any]:  # noqa: ARG001 # the signature of every phase
@@ -283,8 +214,8 @@ def _phase(name: str, run: Run, *outputs: str) -> Phase:
 PHASES: tuple[Phase, ...] = (
     _phase("validate", validate, VALIDATED, SAMPLES),
     _phase("prepare", prepare, PREPARED),
-    _phase("calibrate", calibrate, CALIBRATION, HISTOGRAMS),
-    _phase("quantize", quantize, QUANTIZED),
+    _phase("calibrate", calibrate, VARIANTS),
+    _phase("quantize", quantize, QUANTIZED, CALIBRATION, HISTOGRAMS, CHOICES),
     _phase("compile", compile_engine, COMPILED),
     _phase("verify", verify, PROOF, REPORT),
 )
@@ -297,10 +228,6 @@ def _runtime() -> Runtime:
 
 def _skipped(options: BuildOptions) -> str:
     return f"skipped: the build asks for {options.precision.value}"
-
-
-def _layers(placement: Placement) -> dict[str, Any]:
-    return {"layers_quantized": len(placement.weights), "layers_skipped": len(placement.skipped)}
 
 
 def _write(workspace: Workspace, name: str, content: dict[str, Any]) -> None:

@@ -1,97 +1,170 @@
-"""The phase that writes the 8-bit model: weights rounded to the nearest code, or fitted to the samples.
+"""The phase that writes the 8-bit model: candidates are compiled and compared with FP32 on the tune samples.
 
-Fitted weights are better nearly always and a little better at least; where samples are few or unlike what comes,
-the tune samples say so, and the plain ones are kept.
+In order of cost: the FP32 model as prepared or with its channels evened out, clipping thresholds of several kinds,
+weights rounded to the nearest or fitted to the samples, and last, where the contract is missed, layers left floating.
+Each is kept only where the tune samples say that it helps; the verify samples are not touched.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from engines import resources
-from engines.calibration.moments import observe_moments
-from engines.calibration.observer import BATCH_ROWS
-from engines.model import Model
-from engines.options import Precision
-from engines.quantization.placement import Placement
-from engines.quantization.qdq import quantize_model
-from engines.quantization.reconstruction import LayerWeights, reconstruct, reconstructible
-from engines.quantization.scheme import scheme_of
+from engines.calibrating import packed, read_observed
+from engines.calibration.thresholds import chosen
+from engines.choices import CandidateReport, Choices, Layers, MixedReport, QuantizationRecord
+from engines.errors import CalibrationError, EngineRunError
+from engines.mixing import keeps, mix
+from engines.model import load_model, save_model
+from engines.options import BuildOptions, CalibrationMethod, Effort, OnMiss, Precision
+from engines.plan import Plan
 from engines.runtimes.base import Runtime
-from engines.samples import SampleView, Splits
-from engines.tuning import Candidate, Choice, Tuner
-from engines.workspace import CALIBRATION, Workspace
+from engines.samples import SampleSet, Splits
+from engines.tuning import Measured, Tuner
+from engines.workspace import CALIBRATION, CHOICES, HISTOGRAMS, PREPARED, QUANTIZED, SAMPLES, Workspace
 
-NEAREST = "weights rounded to the nearest"
-FITTED = "weights fitted to the samples"
-
-_FITTING_SHARE = 0.7
-"""Of the phase's time."""
+_TRIED = (CalibrationMethod.AUTO, CalibrationMethod.ENTROPY, CalibrationMethod.MSE)
+"""Kinds of thresholds between which the tune samples decide where the build leaves it to octet. AUTO is first, and
+stays where others are no better."""
+_CANDIDATES_SHARE = 0.7
+"""Of the phase's time; the rest is for mixed precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What is to be quantized, and for which engine."""
+class _Tried:
+    plan: Plan
+    measured: Measured
 
-    # Prepared.
-    model: Model
-    placement: Placement
-    # Clipping threshold of each quantized activation.
-    thresholds: Mapping[str, float]
-    runtime: Runtime
-    # The 8-bit type, which placement and thresholds are for.
-    precision: Precision = Precision.INT8
 
-    def write(self, weights: Mapping[str, LayerWeights] | None = None) -> Model:
-        """The 8-bit model with these weights, by node; others are rounded to the nearest."""
-        return quantize_model(
-            self.model,
-            self.placement,
-            self.thresholds,
-            weight_bits=self.runtime.weight_bits(),
-            weights=weights,
-            precision=self.precision,
-        )
+def quantize(
+    workspace: Workspace, options: BuildOptions, runtime: Runtime, progress: Callable[[float], None]
+) -> dict[str, Any]:
+    """Writes the 8-bit model, its thresholds and what it was chosen from.
+
+    Raises:
+        UnsupportedModelError: the model's opset has no quantization.
+        CalibrationError: the model fails on the samples.
+    """
+    for name in (QUANTIZED, CALIBRATION, HISTOGRAMS, CHOICES):
+        workspace.path(name).unlink(missing_ok=True)
+    observed = read_observed(workspace)
+    plans = [
+        Plan.of(each, method, precision=options.precision, runtime=runtime)
+        for each in observed
+        for method in _methods(options)
+    ]
+    if not plans[0].placement.weights:
+        layers = Layers.of(plans[0].placement)
+        QuantizationRecord(choices=None, layers=layers).save(workspace.path(CHOICES))
+        return {"quantization": "skipped: no layer of the model can run in 8 bits", **_counts(layers)}
+    splits = SampleSet.open(workspace.root / SAMPLES).split()
+    try:
+        prepared = load_model(workspace.path(PREPARED))
+        tuner = Tuner(prepared, splits.tune, runtime=runtime, threads=resources.current().threads)
+        tried = _try(plans, tuner, splits, options.effort, lambda done: progress(_CANDIDATES_SHARE * done))
+        best = max(range(len(tried)), key=lambda number: tried[number].measured.sqnr_db)
+        plan, mixed = tried[best].plan, None
+        if options.on_miss is OnMiss.MIX and not keeps(tried[best].measured, options.contract):
+            plan, mixed = mix(
+                plan,
+                tuner,
+                options.contract,
+                options.effort,
+                progress=lambda done: progress(_CANDIDATES_SHARE + (1 - _CANDIDATES_SHARE) * done),
+            )
+    except EngineRunError as error:
+        raise CalibrationError(
+            f"the FP32 model does not run on the samples: {error} Check the model with them."
+        ) from error
+    _write(workspace, plan, splits)
+    choices, layers = _choices(tried, best, mixed), Layers.of(plan.placement)
+    QuantizationRecord(choices=choices, layers=layers).save(workspace.path(CHOICES))
+    progress(1.0)
+    return {"weight_bits": runtime.weight_bits(), **_summary(choices), **_counts(layers)}
 
 
 def read_thresholds(workspace: Workspace) -> dict[str, float]:
-    """The thresholds that calibration chose."""
+    """The thresholds of the 8-bit model."""
     table = json.loads(workspace.path(CALIBRATION).read_bytes())["tensors"]
     return {name: float(entry["threshold"]) for name, entry in table.items()}
 
 
-def choose_weights(plan: Plan, splits: Splits, progress: Callable[[float], None]) -> Choice:
-    """The 8-bit model that comes closest to FP32 on the tune samples."""
-    tuner = Tuner(plan.model, splits.tune, runtime=plan.runtime, threads=resources.current().threads)
-    fitted = _fitted(plan, splits.calibrate, lambda done: progress(_FITTING_SHARE * done))
-    candidates = [
-        Candidate(name=NEAREST, make=plan.write),
-        Candidate(name=FITTED, make=lambda: plan.write(fitted)),
-    ]
-    return tuner.choose(
-        candidates, progress=lambda done: progress(_FITTING_SHARE + (1 - _FITTING_SHARE) * done)
+def _methods(options: BuildOptions) -> Sequence[CalibrationMethod]:
+    asked = options.calibration
+    one_is_enough = options.effort is Effort.FAST or options.precision is Precision.FP8
+    return (asked,) if asked is not CalibrationMethod.AUTO or one_is_enough else _TRIED
+
+
+def _try(
+    plans: Sequence[Plan],
+    tuner: Tuner,
+    splits: Splits,
+    effort: Effort,
+    progress: Callable[[float], None],
+) -> list[_Tried]:
+    """Measures every plan with rounded weights, then the best of them, or all, with fitted ones."""
+    fits = {Effort.FAST: 0, Effort.STANDARD: 1, Effort.THOROUGH: len(plans)}[effort]
+    # Fitting takes about as long as measuring three models.
+    steps = len(plans) + 4 * fits
+    tried: list[_Tried] = []
+    for number, plan in enumerate(plans):
+        tried.append(_Tried(plan=plan, measured=tuner.measure(plan.write())))
+        progress((number + 1) / steps)
+    ranked = sorted(range(len(plans)), key=lambda number: -tried[number].measured.sqnr_db)
+    for number, place in enumerate(ranked[:fits]):
+        plan = plans[place].fitted(splits.calibrate)
+        if plan.weights:
+            tried.append(_Tried(plan=plan, measured=tuner.measure(plan.write())))
+        progress((len(plans) + 4 * (number + 1)) / steps)
+    return tried
+
+
+def _write(workspace: Workspace, plan: Plan, splits: Splits) -> None:
+    save_model(plan.write(), workspace.path(QUANTIZED))
+    used = [activation.tensor for activation in plan.placement.activations]
+    histograms = {name: plan.observed.histograms[name] for name in used}
+    workspace.path(HISTOGRAMS).write_bytes(packed(histograms))
+    table = {
+        name: {
+            "threshold": plan.thresholds[name],
+            "absmax": histogram.absmax,
+            "method": chosen(histogram, plan.method, plan.precision).value,
+        }
+        for name, histogram in histograms.items()
+    }
+    content = {"method": plan.method.value, "rows": splits.calibrate.rows, "tensors": table}
+    workspace.path(CALIBRATION).write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
+
+
+def _choices(tried: Sequence[_Tried], best: int, mixed: MixedReport | None) -> Choices:
+    return Choices(
+        candidates=tuple(
+            CandidateReport(
+                variant=each.plan.observed.variant,
+                calibration=each.plan.method,
+                fitted=bool(each.plan.weights),
+                sqnr_db=None if each.measured.accuracy is None else round(each.measured.sqnr_db, 2),
+                batch_ms=each.measured.batch_ms,
+                size_bytes=each.measured.size_bytes,
+            )
+            for each in tried
+        ),
+        chosen=best,
+        mixed=mixed,
     )
 
 
-def _fitted(plan: Plan, rows: SampleView, progress: Callable[[float], None]) -> dict[str, LayerWeights]:
-    layers = reconstructible(
-        plan.model,
-        plan.placement,
-        plan.thresholds,
-        unsigned=plan.runtime.unsigned_activations,
-        precision=plan.precision,
-    )
-    if not layers:
-        return {}
-    fixed = plan.model.fixed_rows
-    size = fixed or BATCH_ROWS
-    moments = observe_moments(
-        plan.model,
-        layers,
-        rows.batches(size, whole=fixed is not None),
-        batch_count=len(rows.batch_rows(size)),
-        threads=resources.current().threads,
-        progress=lambda seen: progress(min(1.0, seen / rows.rows)),
-    )
-    scheme = scheme_of(plan.precision, weight_bits=plan.runtime.weight_bits())
-    return reconstruct(plan.model, layers, moments, scheme.weights)
+def _summary(choices: Choices) -> dict[str, Any]:
+    won = choices.candidates[choices.chosen]
+    return {
+        "variant": won.variant.value,
+        "calibration": won.calibration.value,
+        "fitted_weights": won.fitted,
+        "tune_sqnr_db": won.sqnr_db,
+        "left_floating": len(choices.mixed.left_floating) if choices.mixed else 0,
+    }
+
+
+def _counts(layers: Layers) -> dict[str, Any]:
+    return {"layers_quantized": len(layers.quantized), "layers_skipped": len(layers.skipped)}

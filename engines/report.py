@@ -10,6 +10,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict
 
 from engines.accuracy import Accuracy
+from engines.choices import Choices, Layers
 from engines.contract import Clause
 from engines.errors import InvalidArtifactError
 from engines.options import CalibrationMethod, Contract, Precision
@@ -112,21 +113,6 @@ class Sizes(_Part):
     quantized_bytes: int | None
 
 
-class SkippedLayerReport(_Part):
-    """A layer with weights that stays floating."""
-
-    node: str
-    operator: str
-    reason: str
-
-
-class Layers(_Part):
-    """What runs in 8 bits, by node name, and what does not."""
-
-    quantized: tuple[str, ...] = ()
-    skipped: tuple[SkippedLayerReport, ...] = ()
-
-
 class ThresholdReport(_Part):
     """The clipping threshold of one activation."""
 
@@ -171,6 +157,8 @@ class Report(_Part):
     batching: Batching
     sizes: Sizes
     layers: Layers
+    # What the 8-bit model was chosen from; None where there was nothing to choose.
+    choices: Choices | None
     thresholds: dict[str, ThresholdReport]
     # Whether the runtime only imitates the 8-bit type of the quantized engine, in wider arithmetic: it answers like
     # hardware that has the type, and is no faster than FP32.

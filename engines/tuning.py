@@ -3,7 +3,7 @@
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,25 +19,6 @@ from engines.tensors import Array
 MAX_TUNE_ROWS = 256
 """More rows would change a choice between candidates only where it does not matter."""
 TUNE_BATCH_ROWS = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """One way to write the 8-bit model."""
-
-    # For the report, for example "weights fitted to the samples".
-    name: str
-    make: Callable[[], Model]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """The best candidate."""
-
-    name: str
-    model: Model
-    # SQNR of the worst output on the tune samples, by candidate, in decibels.
-    sqnr_db: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,18 +74,3 @@ class Tuner:
                 return Measured(accuracy=None, batch_ms=None, size_bytes=size_bytes)
         batch_ms = round(statistics.median(times_s) * 1e3, 3)
         return Measured(accuracy=comparison.result(), batch_ms=batch_ms, size_bytes=size_bytes)
-
-    def choose(self, candidates: Sequence[Candidate], *, progress: Callable[[float], None]) -> Choice:
-        """The candidate with the highest SQNR; of equal ones the first, so put the plainest first."""
-        scores: dict[str, float] = {}
-        best: tuple[float, str, Model] | None = None
-        for number, candidate in enumerate(candidates):
-            model = candidate.make()
-            score = self.measure(model).sqnr_db
-            scores[candidate.name] = round(score, 2)
-            if best is None or score > best[0]:
-                best = (score, candidate.name, model)
-            progress((number + 1) / len(candidates))
-        if best is None:
-            raise ValueError("there is nothing to choose from.")
-        return Choice(name=best[1], model=best[2], sqnr_db=scores)

@@ -9,23 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from engines import resources
+from engines.choices import Layers, QuantizationRecord
 from engines.contract import doubts
 from engines.latency import latencies_ms, repeated
 from engines.loading import Trial, fp32_engine, try_engine
 from engines.model import load_model
 from engines.options import BuildOptions, Contract, Precision
 from engines.proof import Proof, Verification
-from engines.quantization.placement import place
 from engines.report import (
     Batching,
     EngineReport,
     Evidence,
     Hardware,
     LatencyReport,
-    Layers,
     Report,
     Sizes,
-    SkippedLayerReport,
     ThresholdReport,
     Verdict,
     clause_reports,
@@ -38,6 +36,7 @@ from engines.runtimes.reference import ReferenceSession
 from engines.samples import SampleSet, Splits
 from engines.workspace import (
     CALIBRATION,
+    CHOICES,
     PHASE_RECORDS,
     PREPARED,
     PROOF,
@@ -89,6 +88,7 @@ def verify(
         progress(0.8)
         latencies = _latencies(proof, options, fp32, trial)
     miss = _refusal(options, trial)
+    record = _record(workspace, options)
     serving = options.precision if trial is not None and miss is None else Precision.FP32
     unbatchable = (trial.verification if trial and miss is None else verification).unbatchable
     return Report(
@@ -102,7 +102,8 @@ def verify(
         evidence=_evidence(splits, proof, trial),
         batching=Batching(batchable=unbatchable is None, reason=unbatchable),
         sizes=_sizes(workspace),
-        layers=Layers() if options.precision is Precision.FP32 else _layers(workspace, options.precision),
+        layers=record.layers,
+        choices=record.choices,
         thresholds=_thresholds(workspace),
         latencies=latencies,
         emulated=trial is not None and runtime.emulates(options.precision),
@@ -127,6 +128,12 @@ def _refusal(options: BuildOptions, trial: Trial | None) -> str | None:
     if options.precision is Precision.FP32:
         return None
     return NOTHING_TO_QUANTIZE if trial is None else trial.verification.miss
+
+
+def _record(workspace: Workspace, options: BuildOptions) -> QuantizationRecord:
+    if options.precision is Precision.FP32:
+        return QuantizationRecord(choices=None, layers=Layers())
+    return QuantizationRecord.load(workspace.path(CHOICES))
 
 
 def _latencies(
@@ -177,14 +184,6 @@ def _sizes(workspace: Workspace) -> Sizes:
         uploaded_bytes=workspace.path(UPLOADED_MODEL).stat().st_size,
         prepared_bytes=workspace.path(PREPARED).stat().st_size,
         quantized_bytes=quantized.stat().st_size if quantized.exists() else None,
-    )
-
-
-def _layers(workspace: Workspace, precision: Precision) -> Layers:
-    placement = place(load_model(workspace.path(PREPARED)), precision=precision)
-    return Layers(
-        quantized=tuple(weight.use.node for weight in placement.weights),
-        skipped=tuple(SkippedLayerReport.model_validate(vars(layer)) for layer in placement.skipped),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from engines.accuracy import Accuracy, OutputAccuracy
+from engines.choices import Layers
 from engines.errors import InvalidArtifactError
 from engines.options import Contract, Precision
 from engines.report import (
@@ -15,7 +16,6 @@ from engines.report import (
     Evidence,
     Hardware,
     LatencyReport,
-    Layers,
     Report,
     Sizes,
     Verdict,
@@ -48,6 +48,7 @@ def report(**changes: Any) -> Report:
         "batching": Batching(batchable=True, reason=None),
         "sizes": Sizes(uploaded_bytes=400, prepared_bytes=390, quantized_bytes=100),
         "layers": Layers(),
+        "choices": None,
         "thresholds": {},
         "emulated": False,
         "latencies": (

@@ -9,7 +9,7 @@ from engines.quantization.placement import place, tensors
 from engines.quantization.qdq import quantize_model
 from engines.runtimes.reference import ReferenceRuntime
 from engines.samples import SampleView, import_samples
-from engines.tuning import Candidate, Tuner
+from engines.tuning import Tuner
 from tests.unit.engines import onnx_graphs
 
 
@@ -35,33 +35,25 @@ def at(model: Model, threshold: float) -> Model:
 
 
 def test_fp32_itself_has_no_noise(tuner: Tuner, model: Model) -> None:
-    assert tuner.sqnr_db(model) == BEST_DB
+    measured = tuner.measure(model)
+    assert measured.sqnr_db == BEST_DB
+    assert measured.size_bytes == len(model.proto.SerializeToString(deterministic=True))
+    assert measured.batch_ms is not None
 
 
-@pytest.mark.parametrize("order", [1, -1])
-def test_candidate_closest_to_fp32_wins_wherever_it_stands(tuner: Tuner, model: Model, order: int) -> None:
-    candidates = [
-        Candidate(name="clipped", make=lambda: at(model, 0.2)),
-        Candidate(name="fitting", make=lambda: at(model, 4.0)),
-    ]
-    done: list[float] = []
-    choice = tuner.choose(candidates[::order], progress=done.append)
-    assert choice.name == "fitting"
-    assert choice.sqnr_db["fitting"] > choice.sqnr_db["clipped"] + 10
-    assert done == [0.5, 1.0]
+def test_model_closer_to_fp32_measures_better(tuner: Tuner, model: Model) -> None:
+    clipped, fitting = tuner.measure(at(model, 0.2)), tuner.measure(at(model, 4.0))
+    assert fitting.sqnr_db > clipped.sqnr_db + 10
 
 
-def test_first_of_equal_candidates_wins(tuner: Tuner, model: Model) -> None:
-    same = [Candidate(name=name, make=lambda: at(model, 4.0)) for name in ("plain", "elaborate")]
-    assert tuner.choose(same, progress=lambda done: None).name == "plain"
+def test_measures_on_the_tune_rows_alone(tuner: Tuner, model: Model, samples: SampleView) -> None:
+    accuracy = tuner.measure(model).accuracy
+    assert accuracy is not None
+    assert [output.rows for output in accuracy.outputs] == [samples.rows]
 
 
-def test_candidate_that_cannot_run_loses_but_does_not_fail_the_build(tuner: Tuner, model: Model) -> None:
+def test_model_that_cannot_run_measures_worst_but_does_not_fail_the_build(tuner: Tuner, model: Model) -> None:
     broken = from_proto(model.proto)
     broken.proto.graph.node[0].op_type = "Frobnicate"
-    assert tuner.sqnr_db(broken) == -BEST_DB
-
-
-def test_nothing_to_choose_from_is_an_error(tuner: Tuner) -> None:
-    with pytest.raises(ValueError, match="nothing to choose from"):
-        tuner.choose([], progress=lambda done: None)
+    measured = tuner.measure(broken)
+    assert (measured.accuracy, measured.batch_ms, measured.sqnr_db) == (None, None, -BEST_DB)

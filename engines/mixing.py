@@ -1,0 +1,92 @@
+"""Mixed precision for a plan that misses its contract: which layers stay floating, measured on the tune samples."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+
+from engines.calibration.error import noise_to_signal
+from engines.choices import MixedPoint, MixedReport
+from engines.contract import contract_margin
+from engines.options import Contract, Effort
+from engines.plan import Plan
+from engines.quantization.mixed import Group, groups_of, search
+from engines.tuning import Measured, Tuner
+
+MARGIN_DB = 0.5
+"""What the tune samples must exceed the contract by, for it to hold on the verify samples too."""
+
+_LEAST_EVALUATIONS = 8
+_BUDGET_S: Mapping[Effort, float] = {Effort.FAST: 60.0, Effort.STANDARD: 600.0, Effort.THOROUGH: 3600.0}
+
+
+def keeps(measured: Measured, contract: Contract) -> bool:
+    """Whether a model keeps the contract on the tune samples, and a little more."""
+    return margin_db(measured, contract) >= MARGIN_DB
+
+
+def margin_db(measured: Measured, contract: Contract) -> float:
+    """How far above the contract a model is, in decibels; minus infinity where it cannot run."""
+    return -math.inf if measured.accuracy is None else contract_margin(measured.accuracy, contract)
+
+
+def mix(
+    plan: Plan, tuner: Tuner, contract: Contract, effort: Effort, *, progress: Callable[[float], None]
+) -> tuple[Plan, MixedReport]:
+    """Leaves the fewest layers of the plan floating that keep the contract on the tune samples.
+
+    Where no mixture keeps it, or only all of them, the plan comes back as it was, and the report says so.
+    """
+    groups = _groups(plan)
+    budget = 2 * len(groups) + _LEAST_EVALUATIONS
+    seen: dict[frozenset[str], Measured] = {}
+
+    def evaluate(floating: frozenset[str]) -> float:
+        seen[floating] = tuner.measure(plan.leaving(floating).write())
+        progress(min(1.0, len(seen) / budget))
+        return margin_db(seen[floating], contract)
+
+    start_s = time.perf_counter()
+    evaluate(frozenset())
+    each_s = time.perf_counter() - start_s
+    budget = max(_LEAST_EVALUATIONS, min(budget, int(_BUDGET_S[effort] / max(each_s, 1e-3))))
+
+    def remembered(floating: frozenset[str]) -> float:
+        return margin_db(seen[floating], contract) if floating in seen else evaluate(floating)
+
+    found = search(groups, remembered, least=MARGIN_DB, budget=budget)
+    useful = found.meets and plan.leaving(found.excluded).placement.weights
+    left = found.excluded if useful else frozenset()
+    report = MixedReport(
+        groups=len(groups),
+        evaluations=len(seen),
+        budget=budget,
+        meets=bool(useful),
+        left_floating=tuple(sorted(left)),
+        points=tuple(
+            _point(floating, measured, contract, chosen=floating == left)
+            for floating, measured in seen.items()
+        ),
+    )
+    return plan.leaving(left) if left else plan, report
+
+
+def _groups(plan: Plan) -> tuple[Group, ...]:
+    """The groups, with what the histograms foretell of the noise that each one's quantizer makes."""
+    estimates = {
+        name: noise_to_signal(plan.observed.histograms[name], value)
+        for name, value in plan.thresholds.items()
+        if value > 0
+    }
+    return groups_of(plan.placement, estimates)
+
+
+def _point(floating: frozenset[str], measured: Measured, contract: Contract, *, chosen: bool) -> MixedPoint:
+    ran = measured.accuracy is not None
+    return MixedPoint(
+        floating=tuple(sorted(floating)),
+        margin_db=round(margin_db(measured, contract), 3) if ran else None,
+        sqnr_db=round(measured.sqnr_db, 3) if ran else None,
+        batch_ms=measured.batch_ms,
+        size_bytes=measured.size_bytes,
+        chosen=chosen,
+    )

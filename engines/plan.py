@@ -1,0 +1,99 @@
+"""One way to write an 8-bit model: which variant of the model, which thresholds, which weights, what stays floating."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Self
+
+from engines import resources
+from engines.calibrating import Observed
+from engines.calibration.moments import observe_moments
+from engines.calibration.observer import BATCH_ROWS
+from engines.calibration.thresholds import threshold
+from engines.model import Model
+from engines.options import CalibrationMethod, Precision
+from engines.quantization.placement import Placement, place
+from engines.quantization.qdq import quantize_model
+from engines.quantization.reconstruction import LayerWeights, reconstruct, reconstructible
+from engines.quantization.scheme import scheme_of
+from engines.runtimes.base import Runtime
+from engines.samples import SampleView
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be quantized, how, and for which engine."""
+
+    observed: Observed
+    method: CalibrationMethod
+    # The 8-bit type.
+    precision: Precision
+    runtime: Runtime
+    placement: Placement
+    # Clipping threshold of each quantized activation.
+    thresholds: Mapping[str, float]
+    # By node, weights that were fitted to their inputs; others are rounded to the nearest.
+    weights: Mapping[str, LayerWeights] | None = None
+
+    @classmethod
+    def of(
+        cls, observed: Observed, method: CalibrationMethod, *, precision: Precision, runtime: Runtime
+    ) -> Self:
+        """The plan that quantizes all that can be, with weights rounded to the nearest."""
+        return cls(
+            observed=observed,
+            method=method,
+            precision=precision,
+            runtime=runtime,
+            placement=place(observed.model, precision=precision),
+            thresholds={
+                name: threshold(histogram, method, precision)
+                for name, histogram in observed.histograms.items()
+            },
+        )
+
+    def fitted(self, rows: SampleView) -> Self:
+        """The same with weights fitted to what the quantizers leave of their inputs on `rows`.
+
+        Raises:
+            EngineRunError: the model fails on the samples.
+        """
+        model = self.observed.model
+        layers = reconstructible(
+            model,
+            self.placement,
+            self.thresholds,
+            unsigned=self.runtime.unsigned_activations,
+            precision=self.precision,
+        )
+        if not layers:
+            return self
+        size = model.fixed_rows or BATCH_ROWS
+        moments = observe_moments(
+            model,
+            layers,
+            rows.batches(size, whole=model.fixed_rows is not None),
+            batch_count=len(rows.batch_rows(size)),
+            threads=resources.current().threads,
+            progress=_unwatched,
+        )
+        scheme = scheme_of(self.precision, weight_bits=self.runtime.weight_bits())
+        return replace(self, weights=reconstruct(model, layers, moments, scheme.weights))
+
+    def leaving(self, nodes: frozenset[str]) -> Self:
+        """The same with the nodes of these names floating."""
+        return replace(self, placement=place(self.observed.model, exclude=nodes, precision=self.precision))
+
+    def write(self) -> Model:
+        """The 8-bit model."""
+        return quantize_model(
+            self.observed.model,
+            self.placement,
+            self.thresholds,
+            weight_bits=self.runtime.weight_bits(),
+            weights=self.weights,
+            precision=self.precision,
+        )
+
+
+def _unwatched(rows: int) -> None:
+    """Progress that nobody is told: the phase counts models."""
