@@ -61,6 +61,12 @@ class EngineRefusedError(EngineError):
     code = "engine.refused"
 
 
+class ContractMissedError(EngineError):
+    """The 8-bit engine misses its contract, and the build was to fail then."""
+
+    code = "build.contract"
+
+
 class InvalidArtifactError(EngineError):
     """A stored artifact is incomplete or its hashes do not match what was sealed."""
 

@@ -22,11 +22,16 @@ from engines.plan import Plan
 from engines.runtimes.base import Runtime
 from engines.samples import SampleSet, Splits
 from engines.tuning import Measured, Tuner
+from engines.variants import Variant
 from engines.workspace import CALIBRATION, CHOICES, HISTOGRAMS, PREPARED, QUANTIZED, SAMPLES, Workspace
 
 _TRIED = (CalibrationMethod.AUTO, CalibrationMethod.ENTROPY, CalibrationMethod.MSE)
 """Kinds of thresholds between which the tune samples decide where the build leaves it to octet. AUTO is first, and
 stays where others are no better."""
+_WORTH_DB = 0.2
+"""What another kind of threshold has to win: tune samples are few, and smaller differences are chance."""
+_EVENED_WORTH_DB = 1.0
+"""What evened channels have to win: multiplications that could not be folded cost time at every request."""
 _CANDIDATES_SHARE = 0.7
 """Of the phase's time; the rest is for mixed precision."""
 
@@ -63,7 +68,7 @@ def quantize(
         prepared = load_model(workspace.path(PREPARED))
         tuner = Tuner(prepared, splits.tune, runtime=runtime, threads=resources.current().threads)
         tried = _try(plans, tuner, splits, options.effort, lambda done: progress(_CANDIDATES_SHARE * done))
-        best = max(range(len(tried)), key=lambda number: tried[number].measured.sqnr_db)
+        best = max(range(len(tried)), key=lambda number: _worth_db(tried[number]))
         plan, mixed = tried[best].plan, None
         if options.on_miss is OnMiss.MIX and not keeps(tried[best].measured, options.contract):
             plan, mixed = mix(
@@ -111,13 +116,22 @@ def _try(
     for number, plan in enumerate(plans):
         tried.append(_Tried(plan=plan, measured=tuner.measure(plan.write())))
         progress((number + 1) / steps)
-    ranked = sorted(range(len(plans)), key=lambda number: -tried[number].measured.sqnr_db)
+    ranked = sorted(range(len(plans)), key=lambda number: -_worth_db(tried[number]))
     for number, place in enumerate(ranked[:fits]):
         plan = plans[place].fitted(splits.calibrate)
         if plan.weights:
             tried.append(_Tried(plan=plan, measured=tuner.measure(plan.write())))
         progress((len(plans) + 4 * (number + 1)) / steps)
     return tried
+
+
+def _worth_db(tried: _Tried) -> float:
+    """SQNR less what the plan has to win over a simpler one."""
+    plan = tried.plan
+    price = 0.0 if plan.method is CalibrationMethod.AUTO else _WORTH_DB
+    if plan.observed.variant is Variant.EVENED:
+        price += _EVENED_WORTH_DB
+    return tried.measured.sqnr_db - price
 
 
 def _write(workspace: Workspace, plan: Plan, splits: Splits) -> None:

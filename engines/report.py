@@ -28,6 +28,8 @@ class Verdict(enum.StrEnum):
     """The engine that was asked for reproduced its proof and serves."""
     REFUSED = "refused"
     """The 8-bit engine may not answer; FP32 serves instead."""
+    BELOW_CONTRACT = "below_contract"
+    """The 8-bit engine misses its contract and serves all the same, as the build asked."""
 
 
 class _Part(BaseModel):

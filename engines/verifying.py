@@ -5,6 +5,7 @@ import platform
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from engines.latency import latencies_ms, repeated
 from engines.loading import Trial, fp32_engine, try_engine
 from engines.model import load_model
 from engines.options import BuildOptions, Contract, Precision
+from engines.outcome import outcome
 from engines.proof import Proof, Verification
 from engines.report import (
     Batching,
@@ -25,7 +27,6 @@ from engines.report import (
     Report,
     Sizes,
     ThresholdReport,
-    Verdict,
     clause_reports,
     output_reports,
     versions,
@@ -46,8 +47,6 @@ from engines.workspace import (
     Workspace,
 )
 
-NOTHING_TO_QUANTIZE = "no layer of the model can run in 8 bits"
-
 
 def verify(
     workspace: Workspace, options: BuildOptions, runtime: Runtime, progress: Callable[[float], None]
@@ -60,6 +59,7 @@ def verify(
     Raises:
         CalibrationError: FP32 itself answers NaN, or fails on the verify rows.
         EngineRefusedError: not even the FP32 engine answers like FP32.
+        ContractMissedError: the 8-bit engine may not serve, and the options ask to fail then.
         CompileError: the FP32 model cannot be compiled.
     """
     start_s = time.perf_counter()
@@ -87,15 +87,17 @@ def verify(
                 stack.enter_context(trial.engine)
         progress(0.8)
         latencies = _latencies(proof, options, fp32, trial)
-    miss = _refusal(options, trial)
+    end = outcome(options, trial)
+    if end.contract is not None:
+        replace(proof, contract=end.contract).save(workspace.path(PROOF))
     record = _record(workspace, options)
-    serving = options.precision if trial is not None and miss is None else Precision.FP32
-    unbatchable = (trial.verification if trial and miss is None else verification).unbatchable
+    eight_bit = trial is not None and end.serving is not Precision.FP32
+    unbatchable = (trial.verification if trial and eight_bit else verification).unbatchable
     return Report(
-        verdict=Verdict.REFUSED if miss else Verdict.ACCEPTED,
-        reason=f"{miss}, so FP32 serves." if miss else None,
+        verdict=end.verdict,
+        reason=end.reason,
         requested=options.precision,
-        serving=serving,
+        serving=end.serving,
         contract=options.contract,
         fp32=_engine_report(verification),
         quantized=_engine_report(trial.verification) if trial else None,
@@ -121,13 +123,6 @@ def _sealed(workspace: Workspace, splits: Splits, contract: Contract) -> Proof:
     proof = Proof.seal(reference, splits.verify, contract, artifact)
     proof.save(workspace.path(PROOF))
     return proof
-
-
-def _refusal(options: BuildOptions, trial: Trial | None) -> str | None:
-    """Why the 8-bit engine that was asked for may not answer."""
-    if options.precision is Precision.FP32:
-        return None
-    return NOTHING_TO_QUANTIZE if trial is None else trial.verification.miss
 
 
 def _record(workspace: Workspace, options: BuildOptions) -> QuantizationRecord:

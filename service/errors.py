@@ -108,6 +108,7 @@ STATUS: dict[type[Exception], int] = {
     engine_errors.CompileError: 500,
     engine_errors.EngineRunError: 500,
     engine_errors.EngineRefusedError: 503,
+    engine_errors.ContractMissedError: 422,
     engine_errors.InvalidArtifactError: 500,
 }
 """HTTP status of each error; a test fails on one that is missing."""
