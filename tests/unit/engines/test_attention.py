@@ -1,0 +1,152 @@
+"""Attention as exporters write it and as runtimes know it give the same answers."""
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+from engines.model import from_proto
+from engines.prepare import prepare
+from engines.runtimes.reference import ReferenceSession
+from tests.unit.engines.onnx_graphs import GraphBuilder, floats
+
+HEADS, TOKENS, SIZE = 2, 5, 4
+LOWEST = float(np.finfo(np.float32).min)
+
+
+def torchlib_attention(
+    *, hidden: float | None = -np.inf, seen_where_true: bool = True, guarded: bool = True, axis: int = -1
+) -> onnx.ModelProto:
+    """softmax(Q K^T + mask) V of `tokens` [N, S, H D] with `visible` [N, 1, 1, S], as PyTorch's exporter writes it.
+
+    `hidden` is what is added where a key may not be seen; None leaves the mask out.
+    """
+    graph = GraphBuilder(seed=2)
+    numbers = {
+        "zero": np.array(0, np.float32),
+        "hidden": np.array(0 if hidden is None else hidden, np.float32),
+        "heads": np.array([0, 0, HEADS, SIZE], np.int64),
+        "flat": np.array([-1], np.int64),
+        "joined": np.array([0, 0, HEADS * SIZE], np.int64),
+        **{str(n): np.array([n], np.int64) for n in (-1, -2)},
+        "first": np.array([-(2**63)], np.int64),
+        "last": np.array([2**63 - 1], np.int64),
+    }
+    for name, value in numbers.items():
+        graph.constant(name, value)
+    query, key, value = (
+        graph.node(
+            "Transpose",
+            [graph.node("Reshape", ["tokens", "heads"], f"{name}_split")],
+            name,
+            perm=[0, 2, 1, 3],
+        )
+        for name in ("query", "key", "value")
+    )
+    shape = graph.node("Shape", [key], "shape")
+    bounds = {"size": ("-1", "last"), "length": ("-2", "-1"), "others": ("first", "-2")}
+    size, length, others = (graph.node("Slice", [shape, *bound], name) for name, bound in bounds.items())
+    flat = graph.node(
+        "Reshape", [key, graph.node("Concat", ["flat", length, size], "flat_shape", axis=0)], "flat_key"
+    )
+    turned = graph.node("Transpose", [flat], "turned", perm=[0, 2, 1])
+    whole = graph.node("Concat", [others, size, length], "whole_shape", axis=0)
+    scores = graph.node("MatMul", [query, graph.node("Reshape", [turned, whole], "key_turned")], "scores")
+    if hidden is not None:
+        choices = ["zero", "hidden"] if seen_where_true else ["hidden", "zero"]
+        scores = graph.node("Add", [scores, graph.node("Where", ["visible", *choices], "mask")], "masked")
+    chances = graph.node("Softmax", [scores], "chances", axis=axis)
+    if guarded:
+        chances = graph.node("Where", [graph.node("IsNaN", [chances], "broken"), "zero", chances], "guarded")
+    mixed = graph.node(
+        "Transpose", [graph.node("MatMul", [chances, value], "mixed")], "back", perm=[0, 2, 1, 3]
+    )
+    graph.node("Reshape", [mixed, "joined"], "result")
+    inputs = [floats("tokens", "N", "S", HEADS * SIZE)]
+    if hidden is not None:
+        inputs.append(onnx.helper.make_tensor_value_info("visible", onnx.TensorProto.BOOL, ["N", 1, 1, "S"]))
+    return graph.model(inputs, [floats("result", "N", "S", HEADS * SIZE)])
+
+
+def rows(*, flipped: bool = False) -> dict[str, NDArray[np.generic]]:
+    """Three rows: all keys seen, some, and none."""
+    random = np.random.default_rng(3)
+    visible = np.ones((3, 1, 1, TOKENS), np.bool_)
+    visible[1, ..., 2:] = False
+    visible[2] = False
+    tokens = random.normal(size=(3, TOKENS, HEADS * SIZE)).astype(np.float32)
+    return {"tokens": tokens, "visible": ~visible if flipped else visible}
+
+
+def answers(proto: onnx.ModelProto, feeds: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+    names = {value.name for value in proto.graph.input}
+    session = ReferenceSession(proto.SerializeToString(), threads=1)
+    return np.asarray(session.run({k: v for k, v in feeds.items() if k in names})["result"], np.float32)
+
+
+def operators(proto: onnx.ModelProto) -> Counter[str]:
+    return Counter(node.op_type for node in proto.graph.node)
+
+
+@pytest.mark.parametrize("hidden", [-np.inf, LOWEST, None])
+@pytest.mark.parametrize("seen_where_true", [True, False])
+def test_rows_answer_the_same_also_where_no_key_is_seen(hidden: float | None, seen_where_true: bool) -> None:
+    proto = torchlib_attention(hidden=hidden, seen_where_true=seen_where_true)
+    prepared = prepare(from_proto(proto)).proto
+    onnx.checker.check_model(prepared, full_check=True)
+    feeds = rows(flipped=not seen_where_true)
+    right, found = answers(proto, feeds), answers(prepared, feeds)
+    assert np.isfinite(right).all()
+    assert np.allclose(found, right, rtol=0, atol=1e-6)
+    if hidden == -np.inf:
+        assert (found[2] == 0).all()
+    assert "IsNaN" not in operators(prepared)
+
+
+def test_key_is_transposed_at_once_with_no_look_up_of_its_shape() -> None:
+    prepared = prepare(from_proto(torchlib_attention(hidden=None))).proto
+    assert operators(prepared) == {"Reshape": 4, "Transpose": 4, "MatMul": 2, "Softmax": 1}
+    orders = {
+        tuple(attribute.ints)
+        for node in prepared.graph.node
+        if node.op_type == "Transpose"
+        for attribute in node.attribute
+    }
+    assert orders == {(0, 2, 1, 3), (0, 2, 3, 1)}
+
+
+def test_mask_of_infinities_is_turned_into_a_finite_one_and_a_factor_of_each_row() -> None:
+    found = operators(prepare(from_proto(torchlib_attention())).proto)
+    assert (found["Where"], found["ReduceMax"], found["Mul"]) == (2, 1, 1)
+
+
+def test_softmax_without_a_guard_stays_as_it_is() -> None:
+    proto = torchlib_attention(guarded=False)
+    feeds = rows()
+    prepared = prepare(from_proto(proto)).proto
+    assert np.isnan(answers(prepared, feeds)[2]).all()
+    assert operators(prepared)["ReduceMax"] == 0
+
+
+def test_softmax_along_another_axis_keeps_its_guard() -> None:
+    prepared = prepare(from_proto(torchlib_attention(axis=2))).proto
+    assert operators(prepared)["IsNaN"] == 1
+
+
+def test_guard_that_replaces_by_something_else_stays() -> None:
+    proto = torchlib_attention()
+    guard = next(node for node in proto.graph.node if node.output[0] == "guarded")
+    guard.input[1] = "one"
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(1, np.float32), "one"))
+    assert operators(prepare(from_proto(proto)).proto)["IsNaN"] == 1
+
+
+def test_scores_that_may_be_anything_keep_their_guard() -> None:
+    proto = torchlib_attention(hidden=None)
+    addition = onnx.helper.make_node("Add", ["scores", "scores"], ["doubled"], name="doubling")
+    softmax = next(place for place, node in enumerate(proto.graph.node) if node.op_type == "Softmax")
+    proto.graph.node[softmax].input[0] = "doubled"
+    proto.graph.node.insert(softmax, addition)
+    assert operators(prepare(from_proto(proto)).proto)["IsNaN"] == 1
