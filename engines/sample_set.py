@@ -1,7 +1,6 @@
 """Checked samples on disk, cut into splits and batches.
 
-Layout of a folder: one uncompressed .npy per uploaded file and input, mapped into memory when it is read, and
-`index.json`, written last.
+Layout of a folder: one uncompressed .npy per uploaded file and input, and `index.json`, written last.
 """
 
 import json
@@ -25,12 +24,46 @@ _LEAST_ROWS_TO_SPLIT = 4
 
 
 @dataclass(frozen=True, kw_only=True)
+class StoredRows:
+    """An array in a .npy file, rows along axis 0.
+
+    Rows are read where they are asked for. Mapped into memory, every page that was ever touched would count as this
+    process's until the file is closed: a build's memory would grow with its samples.
+    """
+
+    path: Path
+    # Where the first row starts.
+    offset_bytes: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+
+    def read(self, numbers: NDArray[np.int64]) -> Array:
+        """Copies of the rows of these numbers, in this order.
+
+        Raises:
+            InvalidArtifactError: the file has become shorter.
+        """
+        found = np.empty((len(numbers), *self.shape[1:]), self.dtype)
+        rows = found.reshape(len(numbers), -1).view(np.uint8)
+        row_bytes = rows.shape[1]
+        with self.path.open("rb", buffering=0) as file:
+            for row, number in zip(rows, numbers.tolist(), strict=True):
+                file.seek(self.offset_bytes + number * row_bytes)
+                if file.readinto(row.data) != row_bytes:
+                    raise InvalidArtifactError(
+                        f"the stored samples {self.path.name!r} end before row {number}: import the uploaded samples "
+                        "again."
+                    )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class Segment:
     """The rows of one uploaded file: all of one shape."""
 
     rows: int
-    # One array per input, rows along axis 0, mapped from disk.
-    arrays: Mapping[str, Array]
+    # One array per input.
+    arrays: Mapping[str, StoredRows]
 
     @property
     def item_shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -49,7 +82,7 @@ class SampleSet:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Maps the samples that `import_samples` wrote to `folder`.
+        """Opens the samples that `import_samples` wrote to `folder`.
 
         Raises:
             InvalidArtifactError: the folder is incomplete, or its files are not what its index says.
@@ -92,7 +125,7 @@ class SampleSet:
         for owner in np.unique(owners):
             mine = owners == owner
             for name, array in self.segments[owner].arrays.items():
-                feeds[name][mine] = array[numbers[mine] - self._starts[owner]]
+                feeds[name][mine] = array.read(numbers[mine] - self._starts[owner])
         return feeds
 
     def owners(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -186,16 +219,20 @@ def _read_spec(entry: dict[str, Any]) -> TensorSpec:
 
 
 def _read_segment(folder: Path, entry: dict[str, Any], inputs: tuple[TensorSpec, ...]) -> Segment:
-    arrays: dict[str, Array] = {}
+    arrays: dict[str, StoredRows] = {}
     for spec, name in zip(inputs, entry["files"], strict=True):
-        mapped = np.load(folder / Path(name).name, mmap_mode="r", allow_pickle=False)
+        path = folder / Path(name).name
+        # Only looked at: where the rows start, and that the file is as long as it says.
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
         if (
             mapped.dtype != stored_dtype(spec.dtype)
             or len(mapped) != entry["rows"]
             or not math.prod(mapped.shape)
         ):
             raise ValueError(f"{name} holds {mapped.dtype.name} {list(mapped.shape)}")
-        arrays[spec.name] = np.asarray(mapped).view(spec.dtype)
+        arrays[spec.name] = StoredRows(
+            path=path, offset_bytes=mapped.offset, shape=mapped.shape, dtype=spec.dtype
+        )
     return Segment(rows=entry["rows"], arrays=arrays)
 
 

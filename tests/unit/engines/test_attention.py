@@ -1,6 +1,7 @@
 """Attention as exporters write it and as runtimes know it give the same answers."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,7 +25,7 @@ def torchlib_attention(
     `hidden` is what is added where a key may not be seen; None leaves the mask out.
     """
     graph = GraphBuilder(seed=2)
-    numbers = {
+    numbers: dict[str, NDArray[Any]] = {
         "zero": np.array(0, np.float32),
         "hidden": np.array(0 if hidden is None else hidden, np.float32),
         "heads": np.array([0, 0, HEADS, SIZE], np.int64),
