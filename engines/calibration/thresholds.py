@@ -2,7 +2,7 @@
 
 from engines.calibration.automatic import choose
 from engines.calibration.entropy import entropy_threshold
-from engines.calibration.float8 import choose_float8, float8_threshold
+from engines.calibration.float8_thresholds import choose_float8, float8_threshold
 from engines.calibration.histogram import Histogram
 from engines.calibration.least_squares import least_squares_threshold
 from engines.calibration.percentile import percentile_threshold

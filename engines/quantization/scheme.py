@@ -5,8 +5,8 @@ from typing import Protocol
 
 from onnx import TensorProto
 
+from engines.float8 import Float8Weights, float8_grid
 from engines.formats import Grid, WeightBits, WeightGrid, activation_grid
-from engines.fp8 import Float8Weights, float8_grid
 from engines.options import Precision
 
 

@@ -97,6 +97,28 @@ def test_the_fp32_artifact_is_the_fp32_model(octet: Octet) -> None:
     assert b"QuantizeLinear" not in artifact.content
 
 
+def test_fp8_is_built_and_served_and_said_to_be_emulated(octet: Octet) -> None:
+    answer = octet.upload("floats", precision="fp8")
+    assert answer.status_code == 202, answer.text
+    build = octet.ended(answer.json()["id"])
+    assert build["state"] == "succeeded", build["error"]
+    wait_for(lambda: octet.serves("floats"), "floats to be served", 20, octet)
+    assert octet.infer("floats").status_code == 200
+    [version] = octet.client.get("/v1/models/floats").json()["versions"]
+    assert (version["state"], version["precision"]) == ("ready", "fp8")
+    report = octet.client.get("/v1/models/floats/versions/1/report").json()
+    assert (report["serving"], report["emulated"]) == ("fp8", True)
+    metrics = octet.client.get("/metrics").text
+    assert 'octet_version_sqnr_db{model="floats"' in metrics
+    assert 'octet_version_speedup{model="floats"' not in metrics
+
+
+def test_e5m2_is_refused_in_a_sentence(octet: Octet) -> None:
+    answer = octet.upload("floats", precision="fp8_e5m2")
+    assert (answer.status_code, answer.json()["code"]) == (422, "options.invalid")
+    assert answer.json()["error"].endswith('use "fp8", which is E4M3.')
+
+
 def test_events_tell_of_the_build_until_its_end(octet: Octet) -> None:
     build = octet.upload("followed", calibration="max").json()
     with octet.client.stream("GET", f"/v1/builds/{build['id']}/events") as stream:

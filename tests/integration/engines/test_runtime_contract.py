@@ -15,6 +15,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.errors import CompileError, EngineRunError
+from engines.options import Precision
 from engines.runtimes.base import Engine, Runtime
 from engines.runtimes.engine_cache import EngineCache
 from engines.runtimes.openvino import OpenVINORuntime
@@ -267,6 +268,11 @@ class TestRuntimeContract:
     def test_the_hardware_key_is_stable_and_fit_for_a_file_name(self, runtime: Runtime) -> None:
         assert runtime.hardware_key() == runtime.hardware_key()
         assert re.fullmatch(r"[a-z0-9._-]+", runtime.hardware_key())
+
+    def test_fp32_is_never_emulated_and_fp8_always_is(self, runtime: Runtime) -> None:
+        """No processor that octet runs on computes FP8; what it emulates must not pass for a gain in speed."""
+        assert not runtime.emulates(Precision.FP32)
+        assert runtime.emulates(Precision.FP8)
 
     def test_weights_have_seven_or_eight_bits(self, runtime: Runtime) -> None:
         assert runtime.weight_bits() in (7, 8)

@@ -4,6 +4,7 @@ import pytest
 from onnx import numpy_helper
 
 from engines.errors import UnsupportedModelError
+from engines.float8 import Float8Weights, float8_grid
 from engines.formats import (
     WeightBits,
     activation_scale,
@@ -14,6 +15,7 @@ from engines.formats import (
     weight_scales,
 )
 from engines.model import Model, from_proto
+from engines.options import Precision
 from engines.quantization.placement import place, tensors
 from engines.quantization.qdq import quantize_model
 from engines.runtimes.reference import ReferenceSession
@@ -28,10 +30,16 @@ GRAPHS = {
 }
 
 
-def quantized(proto: onnx.ModelProto, threshold: float = 4.0, bits: int = 8) -> Model:
+def quantized(
+    proto: onnx.ModelProto,
+    threshold: float = 4.0,
+    bits: int = 8,
+    precision: Precision = Precision.INT8,
+) -> Model:
     model = from_proto(onnx.shape_inference.infer_shapes(proto))
     placement = place(model)
-    return quantize_model(model, placement, dict.fromkeys(tensors(placement), threshold), weight_bits=bits)
+    thresholds = dict.fromkeys(tensors(placement), threshold)
+    return quantize_model(model, placement, thresholds, weight_bits=bits, precision=precision)
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -45,8 +53,8 @@ def test_result_is_valid_onnx_that_runs(name: str, bits: int) -> None:
     assert outputs["scores"].shape == (3, 4)
 
 
-def linear(columns: int = 24) -> onnx.ModelProto:
-    graph = GraphBuilder()
+def linear(columns: int = 24, opset: int = onnx_graphs.DEFAULT_OPSET) -> onnx.ModelProto:
+    graph = GraphBuilder(opset=opset)
     graph.node("MatMul", ["x", graph.weight("w", 32, columns)], "y")
     return graph.model([floats("x", "n", 32)], [floats("y", "n", columns)])
 
@@ -61,6 +69,38 @@ def test_numerics_are_those_of_the_formats(bits: WeightBits) -> None:
     coarse_weights = dequantize(quantize_weights(weights, scales, 1, bits), along(scales, 1, 2))
     session = ReferenceSession(quantized(proto, 2.0, bits).proto.SerializeToString(), threads=1)
     assert session.run({"x": rows})["y"] == pytest.approx(coarse @ coarse_weights, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("opset", [19, 21])
+def test_fp8_numerics_are_those_of_the_e4m3_grid(opset: int) -> None:
+    proto = linear(opset=opset)
+    weights = numpy_helper.to_array(proto.graph.initializer[0])
+    rows = np.random.default_rng(3).normal(size=(5, 32)).astype(np.float32)
+    model = quantized(proto, 2.0, precision=Precision.FP8)
+    onnx.checker.check_model(model.proto, full_check=True)
+    grid = Float8Weights()
+    scales = weight_scales(weights, 1, grid)
+    coarse_weights = grid.decode(quantize_weights(weights, scales, 1, grid)) * along(scales, 1, 2)
+    expected = float8_grid(2.0).snap(rows) @ coarse_weights
+    session = ReferenceSession(model.proto.SerializeToString(), threads=1)
+    assert session.run({"x": rows})["y"] == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_fp8_codes_and_zero_points_are_e4m3_and_other_constants_floats() -> None:
+    model = quantized(onnx_graphs.residual_net(opset=21), precision=Precision.FP8)
+    onnx.checker.check_model(model.proto, full_check=True)
+    for tensor in model.proto.graph.initializer:
+        coded = tensor.name.endswith(("_quantized", "_zero_point"))
+        assert tensor.data_type == (onnx.TensorProto.FLOAT8E4M3FN if coded else onnx.TensorProto.FLOAT)
+        if tensor.name.endswith("_zero_point"):
+            assert not any(tensor.raw_data)
+
+
+def test_opset_without_fp8_is_refused_with_the_remedy() -> None:
+    with pytest.raises(
+        UnsupportedModelError, match=r"has opset 18, .* to FP8 .* from opset 19 on; export it"
+    ):
+        quantized(linear(opset=18), precision=Precision.FP8)
 
 
 def test_weights_are_stored_as_int8_codes_and_the_floats_are_gone() -> None:

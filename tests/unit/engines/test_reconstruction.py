@@ -5,11 +5,14 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from engines.calibration.moments import FEWEST_ROWS, Layer, observe_moments
+from engines.float8 import float8_grid
 from engines.formats import WeightBits, activation_grid, sqnr_db
 from engines.model import Model, from_proto
+from engines.options import Precision
 from engines.quantization.placement import place, tensors
 from engines.quantization.qdq import quantize_model
 from engines.quantization.reconstruction import reconstruct, reconstructible
+from engines.quantization.scheme import scheme_of
 from engines.quantization.unfolding import unfold
 from engines.runtimes.reference import ReferenceSession
 from engines.tensors import Array
@@ -24,17 +27,20 @@ def batches(rows: int, *, seed: int = 1, size: int = 4) -> list[dict[str, Array]
     return [{"image": images[start : start + size]} for start in range(0, rows, size)]
 
 
-def quantized(model: Model, bits: WeightBits, *, fit: bool) -> Model:
-    placement = place(model)
+def quantized(model: Model, bits: WeightBits, *, fit: bool, precision: Precision = Precision.INT8) -> Model:
+    placement = place(model, precision=precision)
     thresholds = dict.fromkeys(tensors(placement), THRESHOLD)
     weights = None
     if fit:
-        layers = reconstructible(model, placement, thresholds, unsigned=False)
+        layers = reconstructible(model, placement, thresholds, unsigned=False, precision=precision)
         moments = observe_moments(
             model, layers, batches(64), batch_count=16, threads=1, progress=lambda rows: None
         )
-        weights = reconstruct(model, layers, moments, bits)
-    return quantize_model(model, placement, thresholds, weight_bits=bits, weights=weights)
+        grid = scheme_of(precision, weight_bits=bits).weights
+        weights = reconstruct(model, layers, moments, grid)
+    return quantize_model(
+        model, placement, thresholds, weight_bits=bits, weights=weights, precision=precision
+    )
 
 
 def answers(model: Model, rows: Array) -> NDArray[np.float64]:
@@ -56,6 +62,25 @@ def test_fitted_weights_come_closer_to_fp32_on_fresh_rows(net: object, bits: Wei
         sqnr_db(right, answers(quantized(model, bits, fit=fit), fresh)) for fit in (False, True)
     )
     assert fitted_db > plain_db + 1
+
+
+def test_fitted_fp8_weights_come_closer_to_fp32_on_fresh_rows() -> None:
+    model = from_proto(onnx_graphs.residual_net(channels=32, opset=21))
+    fresh = onnx_graphs.image_rows(256, seed=99)
+    right = answers(model, fresh)
+    plain, fitted = (
+        quantized(model, WeightBits.EIGHT, fit=fit, precision=Precision.FP8) for fit in (False, True)
+    )
+    onnx.checker.check_model(fitted.proto, full_check=True)
+    assert sqnr_db(right, answers(fitted, fresh)) > sqnr_db(right, answers(plain, fresh)) + 1
+
+
+def test_inputs_of_fp8_layers_are_fitted_on_the_e4m3_grid() -> None:
+    model = from_proto(onnx_graphs.conv_net(channels=32))
+    placement = place(model, precision=Precision.FP8)
+    thresholds = dict.fromkeys(tensors(placement), THRESHOLD)
+    [layer] = reconstructible(model, placement, thresholds, unsigned=True, precision=Precision.FP8)
+    assert (layer.tensor, layer.grid) == ("relu1", float8_grid(THRESHOLD))
 
 
 def test_fitted_model_is_valid_and_the_given_one_is_not_changed() -> None:

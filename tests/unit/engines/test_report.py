@@ -96,6 +96,17 @@ def test_speedup_is_that_of_the_largest_batch() -> None:
     assert report(latencies=(LatencyReport(rows=1, fp32_ms=1.0, quantized_ms=None),)).speedup is None
 
 
+def test_an_emulated_engine_is_called_so_and_has_no_speedup() -> None:
+    emulated = report(requested=Precision.FP8, serving=Precision.FP8, emulated=True)
+    assert emulated.speedup is None
+    summary = emulated.summary()
+    assert (summary["precision"], summary["emulated"], summary["speedup"]) == ("fp8", True, None)
+    assert summary["sqnr_db"] == 35.0, "of the emulated engine, which serves"
+    assert report().summary()["emulated"] is False
+    refused = report(requested=Precision.FP8, serving=Precision.FP32, emulated=True)
+    assert refused.summary()["emulated"] is False, "FP32 serves, and that is no emulation"
+
+
 @pytest.mark.parametrize(
     ("verify_rows", "proof_rows", "disjoint", "words"),
     [

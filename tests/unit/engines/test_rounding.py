@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engines.formats import WeightBits, activation_scale, along, dequantize, quantize
+from engines.float8 import Float8Weights
+from engines.formats import WeightBits, WeightGrid, activation_scale, along, dequantize, quantize
 from engines.quantization.rounding import Matrix, RoundedWeights, compensated, nearest, rounded
 
 RANDOM = np.random.default_rng(7)
@@ -19,18 +20,21 @@ def grid(rows: Matrix, limit: float) -> Matrix:
     return dequantize(quantize(rows, scale, low=-128, high=127), scale).astype(np.float64)
 
 
-def output_error(rows: Matrix, weights: Matrix, coarse: Matrix, found: RoundedWeights) -> float:
-    values = dequantize(found.codes, along(found.scales, 0, 2)).astype(np.float64)
-    return float(np.sum((rows @ weights.T - coarse @ values.T) ** 2))
+def output_error(rows: Matrix, weights: Matrix, bits: WeightGrid, found: RoundedWeights) -> float:
+    values = (bits.decode(found.codes) * along(found.scales, 0, 2)).astype(np.float64)
+    return float(np.sum((rows @ weights.T - rows @ values.T) ** 2))
 
 
-@pytest.mark.parametrize("bits", list(WeightBits))
-def test_spreading_rounding_errors_beats_rounding_to_the_nearest_on_fresh_rows(bits: WeightBits) -> None:
+GRIDS: list[WeightGrid] = [*WeightBits, Float8Weights()]
+
+
+@pytest.mark.parametrize("bits", GRIDS)
+def test_spreading_rounding_errors_beats_rounding_to_the_nearest_on_fresh_rows(bits: WeightGrid) -> None:
     rows, fresh = np.split(correlated_rows(8000), 2)
     weights = RANDOM.normal(size=(20, rows.shape[1]))
     found = rounded(weights, rows.T @ rows, bits)
-    assert output_error(fresh, weights, fresh, found) < 0.6 * output_error(
-        fresh, weights, fresh, nearest(weights, bits)
+    assert output_error(fresh, weights, bits, found) < 0.6 * output_error(
+        fresh, weights, bits, nearest(weights, bits)
     )
 
 
@@ -52,11 +56,11 @@ def test_exact_inputs_need_no_compensation() -> None:
     np.testing.assert_allclose(compensated(weights, gram, gram), weights, atol=1e-9)
 
 
-@pytest.mark.parametrize("bits", list(WeightBits))
-def test_codes_stay_on_the_grid(bits: WeightBits) -> None:
+@pytest.mark.parametrize("bits", GRIDS)
+def test_codes_stay_on_the_grid(bits: WeightGrid) -> None:
     rows = correlated_rows(500)
     found = rounded(100 * RANDOM.normal(size=(9, rows.shape[1])), rows.T @ rows, bits)
-    assert np.abs(found.codes.astype(int)).max() <= bits.levels
+    assert np.abs(bits.decode(found.codes)).max() <= bits.largest
     assert (found.scales > 0).all()
 
 

@@ -8,6 +8,7 @@ from onnx import TensorProto, numpy_helper
 
 from engines.formats import sqnr_db
 from engines.model import from_proto
+from engines.options import Precision
 from engines.quantization.placement import place, tensors
 from engines.quantization.qdq import quantize_model
 from engines.quantization.unsigned import refine_unsigned
@@ -16,10 +17,13 @@ from tests.unit.engines import onnx_graphs
 from tests.unit.engines.onnx_graphs import GraphBuilder, floats
 
 
-def quantized(proto: onnx.ModelProto, threshold: float = 4.0) -> onnx.ModelProto:
+def quantized(
+    proto: onnx.ModelProto, threshold: float = 4.0, precision: Precision = Precision.INT8
+) -> onnx.ModelProto:
     model = from_proto(proto)
     placement = place(model)
-    return quantize_model(model, placement, dict.fromkeys(tensors(placement), threshold), weight_bits=8).proto
+    thresholds = dict.fromkeys(tensors(placement), threshold)
+    return quantize_model(model, placement, thresholds, weight_bits=8, precision=precision).proto
 
 
 def types(proto: onnx.ModelProto) -> dict[str, int]:
@@ -36,6 +40,12 @@ def test_outputs_of_relu_become_unsigned_and_the_image_does_not() -> None:
     refined = refine_unsigned(quantized(onnx_graphs.conv_net()))
     onnx.checker.check_model(refined, full_check=True)
     assert types(refined) == {"image": TensorProto.INT8, "relu1": TensorProto.UINT8}
+
+
+def test_fp8_is_left_alone() -> None:
+    proto = quantized(onnx_graphs.conv_net(opset=21), precision=Precision.FP8)
+    assert refine_unsigned(proto) == proto
+    assert types(proto)["relu1"] == TensorProto.FLOAT8E4M3FN
 
 
 def test_range_stays_and_the_step_halves() -> None:
