@@ -86,7 +86,8 @@ def quantize(
     choices, layers = _choices(tried, best, mixed), Layers.of(plan.placement)
     QuantizationRecord(choices=choices, layers=layers).save(workspace.path(CHOICES))
     progress(1.0)
-    return {"weight_bits": runtime.weight_bits(), **_summary(choices), **_counts(layers)}
+    bits = runtime.weight_bits() if options.precision is Precision.INT8 else 8
+    return {"weight_bits": bits, **_summary(choices), **_counts(layers)}
 
 
 def read_thresholds(workspace: Workspace) -> dict[str, float]:

@@ -93,11 +93,7 @@ class OpenVINORuntime(Runtime):
         return _probe().weight_bits
 
     def emulates(self, precision: Precision) -> bool:
-        """FP8 is rounded to its grid and computed in float32, three times slower than FP32 (2026.4).
-
-        Values pass through half precision on the way to the grid, so that one in 500, those nearest to the middle
-        between two numbers, goes to the other one.
-        """
+        """FP8 is computed in float32. One value in 500 is rounded to the second nearest, by way of half precision."""
         return precision is Precision.FP8
 
     def compile(self, model: Path, *, threads: int, cache: Path | None = None) -> Engine:

@@ -96,6 +96,9 @@ def test_automatic_takes_another_threshold_only_where_that_wins_enough(name: str
 def test_automatic_knows_flat_tops_from_bells() -> None:
     assert choose_float8(Histogram.of(draw("uniform"))) is CalibrationMethod.MSE
     assert choose_float8(Histogram.of(draw("normal"))) is CalibrationMethod.MAX
+    laplace = Histogram.of(draw("laplace"))
+    assert float8_threshold(laplace) > laplace.absmax
+    assert choose_float8(laplace) is CalibrationMethod.MAX, "0.05 dB are not worth it"
 
 
 @pytest.mark.parametrize("method", sorted(FP8_METHODS))
