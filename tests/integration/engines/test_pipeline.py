@@ -205,6 +205,26 @@ def test_multilayer_perceptrons_keep_the_default_contract(tmp_path: Path) -> Non
     assert report.verdict is Verdict.ACCEPTED, report.reason
 
 
+def test_labels_put_both_accuracies_into_the_report_and_change_nothing_else(tmp_path: Path) -> None:
+    with np.load(DIGITS / "digits.npz") as stored:
+        images, labels = stored["images"][1500:].astype(np.float32), stored["labels"][1500:].astype(np.int64)
+    np.savez(tmp_path / "samples.npz", allow_pickle=False, image=images)
+    np.save(tmp_path / "labels.npy", labels)
+    arguments = (DIGITS / "digits.onnx", [tmp_path / "samples.npz"], tmp_path / "build", SMALL)
+    labelled = quantize(*arguments, labels=tmp_path / "labels.npy")
+    task = labelled.task
+    assert task is not None
+    assert (task.output, task.rows) == ("scores", labelled.evidence.proof_rows)
+    assert task.int8_top1 is not None
+    assert min(task.fp32_top1, task.int8_top1) > 0.95
+    plain = quantize(*arguments)
+    assert plain.task is None
+    assert plain.int8 == labelled.int8
+    np.save(tmp_path / "labels.npy", labels[:-1])
+    with pytest.raises(InvalidSamplesError, match="the labels have the shape"):
+        quantize(*arguments, labels=tmp_path / "labels.npy")
+
+
 def test_phases_go_on_from_files_alone_and_write_only_what_they_declare(tmp_path: Path) -> None:
     given = Inputs.of(tmp_path, conv_net(), image=image_rows(40))
     folder = tmp_path / "build"
