@@ -123,8 +123,8 @@ def answered_right(
     return np.concatenate(found)
 
 
-def task_report(output: str, fp32: NDArray[np.bool_], int8: NDArray[np.bool_] | None) -> TaskReport:
-    """Both engines' accuracies from which rows they have right; `int8` is None where that engine did not run."""
+def task_report(output: str, fp32: NDArray[np.bool_], quantized: NDArray[np.bool_] | None) -> TaskReport:
+    """Both engines' accuracies from which rows they have right; `quantized` is None where that engine did not run."""
     rows, fp32_top1 = len(fp32), float(fp32.mean())
     report = TaskReport(
         output=output,
@@ -132,13 +132,13 @@ def task_report(output: str, fp32: NDArray[np.bool_], int8: NDArray[np.bool_] | 
         fp32_top1=fp32_top1,
         fp32_interval=_interval(wilson_interval(fp32_top1, rows)),
     )
-    if int8 is None:
+    if quantized is None:
         return report
-    gained, lost = int((int8 & ~fp32).sum()), int((fp32 & ~int8).sum())
+    gained, lost = int((quantized & ~fp32).sum()), int((fp32 & ~quantized).sum())
     return report.model_copy(
         update={
-            "int8_top1": float(int8.mean()),
-            "int8_interval": _interval(wilson_interval(float(int8.mean()), rows)),
+            "quantized_top1": float(quantized.mean()),
+            "quantized_interval": _interval(wilson_interval(float(quantized.mean()), rows)),
             "gained_rows": gained,
             "lost_rows": lost,
             "difference": (gained - lost) / rows,

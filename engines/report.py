@@ -102,8 +102,8 @@ class TaskReport(_Part):
     fp32_top1: float
     fp32_interval: IntervalReport
     # None where the 8-bit engine was not built or did not run, as are the fields after it.
-    int8_top1: float | None = None
-    int8_interval: IntervalReport | None = None
+    quantized_top1: float | None = None
+    quantized_interval: IntervalReport | None = None
     # Rows that the 8-bit engine alone has right, and wrong.
     gained_rows: int | None = None
     lost_rows: int | None = None

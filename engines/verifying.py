@@ -90,6 +90,7 @@ def verify(
                 stack.enter_context(trial.engine)
         progress(0.8)
         latencies = _latencies(proof, options, fp32, trial)
+        task = _task(workspace, splits, proof, trial)
     end = outcome(options, trial)
     if end.contract is not None:
         replace(proof, contract=end.contract).save(workspace.path(PROOF))
@@ -105,7 +106,7 @@ def verify(
         fp32=_engine_report(verification),
         quantized=_engine_report(trial.verification) if trial else None,
         evidence=_evidence(splits, proof, trial),
-        task=_task(workspace, splits, proof, trial),
+        task=task,
         batching=Batching(batchable=unbatchable is None, reason=unbatchable),
         sizes=_sizes(workspace),
         layers=record.layers,

@@ -215,11 +215,11 @@ def test_labels_put_both_accuracies_into_the_report_and_change_nothing_else(tmp_
     task = labelled.task
     assert task is not None
     assert (task.output, task.rows) == ("scores", labelled.evidence.proof_rows)
-    assert task.int8_top1 is not None
-    assert min(task.fp32_top1, task.int8_top1) > 0.95
+    assert task.quantized_top1 is not None
+    assert min(task.fp32_top1, task.quantized_top1) > 0.95
     plain = quantize(*arguments)
     assert plain.task is None
-    assert plain.int8 == labelled.int8
+    assert plain.quantized == labelled.quantized
     np.save(tmp_path / "labels.npy", labels[:-1])
     with pytest.raises(InvalidSamplesError, match="the labels have the shape"):
         quantize(*arguments, labels=tmp_path / "labels.npy")

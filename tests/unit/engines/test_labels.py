@@ -204,13 +204,13 @@ def test_an_output_without_a_row_for_each_sample_cannot_be_labelled(tmp_path: Pa
 
 
 def test_the_report_has_both_accuracies_and_the_difference_of_the_same_rows() -> None:
-    fp32, int8 = np.ones(100, np.bool_), np.ones(100, np.bool_)
-    fp32[:10], int8[5:13] = False, False
-    report = task_report("scores", fp32, int8)
-    assert (report.rows, report.fp32_top1, report.int8_top1) == (100, 0.90, 0.92)
+    fp32, quantized = np.ones(100, np.bool_), np.ones(100, np.bool_)
+    fp32[:10], quantized[5:13] = False, False
+    report = task_report("scores", fp32, quantized)
+    assert (report.rows, report.fp32_top1, report.quantized_top1) == (100, 0.90, 0.92)
     assert (report.gained_rows, report.lost_rows) == (5, 3)
     assert report.difference == pytest.approx(0.02)
-    assert report.int8_interval is not None
+    assert report.quantized_interval is not None
     assert report.difference_interval is not None
     assert report.fp32_interval.low < 0.90 < report.fp32_interval.high
     assert report.difference_interval.low < 0 < report.difference_interval.high
@@ -218,4 +218,4 @@ def test_the_report_has_both_accuracies_and_the_difference_of_the_same_rows() ->
 
 def test_without_an_8_bit_engine_fp32_is_reported_alone() -> None:
     report = task_report("scores", np.ones(10, np.bool_), None)
-    assert (report.fp32_top1, report.int8_top1, report.difference) == (1.0, None, None)
+    assert (report.fp32_top1, report.quantized_top1, report.difference) == (1.0, None, None)
