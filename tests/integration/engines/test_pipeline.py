@@ -89,6 +89,14 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
 
 
 class TestDigits:
+    def test_every_clause_of_the_default_contract_is_reported(self, digits: tuple[Path, Report]) -> None:
+        _, report = digits
+        assert report.quantized is not None
+        measures = [clause.measure for clause in report.quantized.clauses]
+        assert measures == ["sqnr_db", "row_sqnr_p5_db", "variation_sqnr_db", "top1_weighted"]
+        assert all(clause.holds for clause in report.quantized.clauses)
+        assert report.contract.metric is None
+
     def test_the_8_bit_engine_keeps_its_contract(self, digits: tuple[Path, Report]) -> None:
         report = digits[1]
         assert (report.verdict, report.reason, report.serving) == (Verdict.ACCEPTED, None, Precision.INT8)
