@@ -106,6 +106,9 @@ class Clause:
             return 2 * to_db(self.limit + _TINY, self.value + _TINY)
         if self.measure.endswith("_db"):
             return self.value - self.limit
+        if self.value >= 1.0 >= self.limit:
+            # Nothing is better, also where nothing less was asked for.
+            return BEST_DB
         return to_db(1.0 - self.limit + _TINY, 1.0 - self.value + _TINY)
 
     @property

@@ -199,7 +199,16 @@ def test_the_margin_has_the_sign_of_the_contract_and_grows_with_what_is_measured
     assert margins == sorted(margins)
     assert margins[1] < 0 == margins[2]
     assert margins[3] > 3
-    assert contract_margin(compare(scores=(scores, scores)), Contract(metric=metric, min=1.0)) >= 0
+    assert (
+        contract_margin(compare(scores=(scores, noisy(scores, 10.0))), Contract(metric=metric, min=1.0)) < 0
+    )
+
+
+def test_what_is_perfect_has_room_to_spare_also_where_nothing_less_was_asked_for() -> None:
+    labels = np.arange(40)
+    contract = Contract(metric=Metric.EQUAL_SHARE, min=1.0)
+    assert contract_margin(compare(label=(labels, labels)), contract) == BEST_DB
+    assert contract_margin(compare(label=(labels, np.where(labels == 3, 0, labels))), contract) < 0
 
 
 def test_the_margin_is_finite_for_the_best_and_the_worst() -> None:
