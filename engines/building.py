@@ -9,7 +9,7 @@ from engines import resources
 from engines.options import BuildOptions
 from engines.pipeline import PHASES
 from engines.report import Report
-from engines.workspace import REPORT, UPLOADED_MODEL, UPLOADED_SAMPLES, Workspace
+from engines.workspace import REPORT, UPLOADED_LABELS, UPLOADED_MODEL, UPLOADED_SAMPLES, Workspace
 
 Progress = Callable[[str, float], None]
 """Takes the phase and the share of it that is done, 0 to 1."""
@@ -21,6 +21,7 @@ def quantize(
     folder: Path,
     options: BuildOptions | None = None,
     *,
+    labels: Path | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -32,6 +33,8 @@ def quantize(
         folder: where all files of the build go, in place of those of an earlier one: the 8-bit model is
             `quantized.onnx`, the report `report.json`. `load_engine` loads from it.
         options: what is asked for; the defaults where None.
+        labels: a .npy file of the samples' classes, integers of shape [rows]: the report then has both engines'
+            accuracies. They change no choice.
         threads: processors to use; all of this process's where None.
         progress: is told how far the build is.
 
@@ -40,12 +43,18 @@ def quantize(
     """
     options = options or BuildOptions()
     workspace = Workspace(folder)
-    for prefix in (UPLOADED_SAMPLES, *(output for phase in PHASES for output in phase.outputs)):
+    for prefix in (
+        UPLOADED_SAMPLES,
+        UPLOADED_LABELS,
+        *(output for phase in PHASES for output in phase.outputs),
+    ):
         for stale in workspace.list(prefix):
             workspace.path(stale).unlink()
     shutil.copyfile(model, workspace.path(UPLOADED_MODEL))
     for number, path in enumerate(samples):
         shutil.copyfile(path, workspace.path(f"{UPLOADED_SAMPLES}{number:03d}{path.suffix}"))
+    if labels is not None:
+        shutil.copyfile(labels, workspace.path(UPLOADED_LABELS))
     given = resources.Resources.of_environment()
     with resources.use(resources.Resources(threads=threads or given.threads, cache=given.cache)):
         for phase in PHASES:

@@ -16,6 +16,7 @@ from engines import resources
 from engines.accuracy import check_metric
 from engines.calibrating import calibrate as observe_variants
 from engines.errors import CalibrationError, CompileError, EngineRunError, UnsupportedModelError
+from engines.labels import class_output, read_labels
 from engines.model import Model, load_model, save_model
 from engines.options import BuildOptions, Precision
 from engines.prepare import prepare as prepare_model
@@ -36,6 +37,7 @@ from engines.workspace import (
     QUANTIZED,
     REPORT,
     SAMPLES,
+    UPLOADED_LABELS,
     UPLOADED_MODEL,
     UPLOADED_SAMPLES,
     VALIDATED,
@@ -63,7 +65,7 @@ def validate(workspace: Workspace, options: BuildOptions, progress: Progress) ->
 
     Raises:
         InvalidModelError, UnsupportedModelError: the model.
-        InvalidSamplesError: the samples.
+        InvalidSamplesError: the samples, or their labels.
         InvalidOptionsError: the contract does not fit the model.
         CalibrationError: the model fails on the samples.
     """
@@ -73,6 +75,8 @@ def validate(workspace: Workspace, options: BuildOptions, progress: Progress) ->
     files = [workspace.root / name for name in workspace.list(UPLOADED_SAMPLES)]
     samples = import_samples(files, model.inputs, workspace.root / SAMPLES)
     progress(0.8)
+    labels = workspace.path(UPLOADED_LABELS)
+    labelled = read_labels(labels, samples.rows, class_output(model.outputs)) if labels.exists() else None
     splits = samples.split()
     _run_once(model, splits.calibrate)
     summary = {
@@ -80,6 +84,7 @@ def validate(workspace: Workspace, options: BuildOptions, progress: Progress) ->
         "outputs": [spec.describe() for spec in model.outputs],
         "opset": model.opset,
         "rows": samples.rows,
+        "labelled": labelled is not None,
         "calibrate_rows": splits.calibrate.rows,
         "tune_rows": splits.tune.rows,
         "verify_rows": splits.verify.rows,

@@ -86,6 +86,32 @@ class EngineReport(_Part):
     clauses: tuple[ClauseReport, ...] = ()
 
 
+class IntervalReport(_Part):
+    """A two-sided 95% interval."""
+
+    low: float
+    high: float
+
+
+class TaskReport(_Part):
+    """Top-1 accuracy on labelled verify rows: no contract counts it."""
+
+    # The output that holds the classes.
+    output: str
+    rows: int
+    fp32_top1: float
+    fp32_interval: IntervalReport
+    # None where the 8-bit engine was not built or did not run, as are the fields after it.
+    quantized_top1: float | None = None
+    quantized_interval: IntervalReport | None = None
+    # Rows that the 8-bit engine alone has right, and wrong.
+    gained_rows: int | None = None
+    lost_rows: int | None = None
+    # 8-bit less FP32, by the same rows.
+    difference: float | None = None
+    difference_interval: IntervalReport | None = None
+
+
 class Evidence(_Part):
     """How much the proof rests on."""
 
@@ -156,6 +182,8 @@ class Report(_Part):
     # The 8-bit engine; None where there is none.
     quantized: EngineReport | None
     evidence: Evidence
+    # Where labels were uploaded.
+    task: TaskReport | None = None
     batching: Batching
     sizes: Sizes
     layers: Layers

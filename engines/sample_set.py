@@ -161,6 +161,10 @@ class SampleView:
         """The number of samples in each of the batches that `batches(rows)` yields, fillers not counted."""
         return tuple(len(numbers) for numbers in self._chunks(rows))
 
+    def batch_numbers(self, rows: int) -> tuple[NDArray[np.int64], ...]:
+        """The row numbers in each of the batches that `batches(rows)` yields, fillers not counted."""
+        return tuple(self._chunks(rows))
+
     def _chunks(self, rows: int) -> Iterator[NDArray[np.int64]]:
         if rows < 1:
             raise ValueError(f"a batch has at least one row, not {rows}.")

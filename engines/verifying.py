@@ -12,6 +12,7 @@ from typing import Any
 from engines import resources
 from engines.choices import Layers, QuantizationRecord
 from engines.contract import doubts
+from engines.labels import answered_right, class_output, read_labels, task_report
 from engines.latency import latencies_ms, repeated
 from engines.loading import Trial, fp32_engine, try_engine
 from engines.model import load_model
@@ -26,6 +27,7 @@ from engines.report import (
     LatencyReport,
     Report,
     Sizes,
+    TaskReport,
     ThresholdReport,
     clause_reports,
     output_reports,
@@ -43,6 +45,7 @@ from engines.workspace import (
     PROOF,
     QUANTIZED,
     SAMPLES,
+    UPLOADED_LABELS,
     UPLOADED_MODEL,
     Workspace,
 )
@@ -87,6 +90,7 @@ def verify(
                 stack.enter_context(trial.engine)
         progress(0.8)
         latencies = _latencies(proof, options, fp32, trial)
+        task = _task(workspace, splits, proof, trial)
     end = outcome(options, trial)
     if end.contract is not None:
         replace(proof, contract=end.contract).save(workspace.path(PROOF))
@@ -102,6 +106,7 @@ def verify(
         fp32=_engine_report(verification),
         quantized=_engine_report(trial.verification) if trial else None,
         evidence=_evidence(splits, proof, trial),
+        task=task,
         batching=Batching(batchable=unbatchable is None, reason=unbatchable),
         sizes=_sizes(workspace),
         layers=record.layers,
@@ -170,6 +175,22 @@ def _evidence(splits: Splits, proof: Proof, trial: Trial | None) -> Evidence:
         weak=weak_evidence(
             verify_rows=rows, proof_rows=proof.rows, disjoint=splits.disjoint, doubts=uncertain
         ),
+    )
+
+
+def _task(workspace: Workspace, splits: Splits, proof: Proof, trial: Trial | None) -> TaskReport | None:
+    """Accuracies on the labelled rows of the proof, where there are labels."""
+    path = workspace.path(UPLOADED_LABELS)
+    if not path.exists():
+        return None
+    output = class_output(load_model(workspace.path(UPLOADED_MODEL)).outputs)
+    labels = read_labels(path, SampleSet.open(workspace.root / SAMPLES).rows, output)
+    right = answered_right(proof, splits.verify, labels, output)
+    engine = trial.engine if trial and trial.verification.accuracy else None
+    return task_report(
+        output.name,
+        right,
+        answered_right(proof, splits.verify, labels, output, engine) if engine else None,
     )
 
 

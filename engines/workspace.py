@@ -9,6 +9,8 @@ from pathlib import Path
 UPLOADED_MODEL = "upload/model.onnx"
 UPLOADED_SAMPLES = "upload/samples-"
 """Prefix of the sample files as they came; a number and the file's own ending follow."""
+UPLOADED_LABELS = "upload/labels.npy"
+"""The class of each sample, in upload order; most builds have none."""
 VALIDATED = "validated.json"
 SAMPLES = "samples/"
 """Prefix of the checked samples, converted to one layout."""

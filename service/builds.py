@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self, TypedDict, TypeVar
 
 from engines.errors import EngineError
-from engines.workspace import SAMPLES, UPLOADED_SAMPLES, Workspace
+from engines.workspace import SAMPLES, UPLOADED_LABELS, UPLOADED_SAMPLES, Workspace
 from service.catalog import Build, Catalog
 from service.crashpoints import reached
 from service.errors import CancelledBuildError, SandboxCrashError, ServiceError
@@ -29,7 +29,7 @@ _REPORT_S = 0.2
 """How often progress goes to the catalog, and word back whether the build still goes on."""
 _WEIGHTS = {"calibrate": 6.0, "verify": 3.0, "quantize": 2.0, "compile": 2.0}
 """Rough share of a build's time that a phase takes; 1 for the others."""
-_NOT_PUBLISHED = (UPLOADED_SAMPLES, SAMPLES)
+_NOT_PUBLISHED = (UPLOADED_SAMPLES, SAMPLES, UPLOADED_LABELS)
 """Only a build reads the samples: a version does not keep them."""
 _UPLOAD = "upload/"
 _Result = TypeVar("_Result")

@@ -17,7 +17,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from engines.errors import InvalidSamplesError
 from engines.options import BuildOptions
-from engines.workspace import UPLOADED_MODEL, UPLOADED_SAMPLES
+from engines.workspace import UPLOADED_LABELS, UPLOADED_MODEL, UPLOADED_SAMPLES
 from service.errors import BadRequestError, TooLargeError
 from service.storage import BlobStore, BlobWriter
 
@@ -34,8 +34,16 @@ class Part(enum.StrEnum):
     """The ONNX file; exactly one."""
     SAMPLES = "samples"
     """A .npz or .npy file; one or more."""
+    LABELS = "labels"
+    """A .npy file with the class of each sample; at most one."""
     OPTIONS = "options"
     """The build's options as a JSON object; at most one."""
+
+
+_SINGLE = {
+    Part.MODEL: "send exactly one .onnx file.",
+    Part.LABELS: "send one .npy with a class for each row of all samples, in the order of the samples parts.",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +115,7 @@ class UploadReader:
 
         Raises:
             BadRequestError: the body is no multipart, or a part is unknown, repeated or too long.
-            InvalidSamplesError: a samples part is neither .npz nor .npy.
+            InvalidSamplesError: a samples part is neither .npz nor .npy, or the labels are no .npy.
             TooLargeError: the body is over the limit.
             StorageFullError: the disk is full.
         """
@@ -122,7 +130,7 @@ class UploadReader:
         Raises:
             BadRequestError: the body was cut off, or a part is missing or empty.
             InvalidOptionsError: the options cannot be used.
-            InvalidSamplesError: a samples part is neither .npz nor .npy.
+            InvalidSamplesError: a samples part is neither .npz nor .npy, or the labels are no .npy.
             StorageFullError: the disk is full.
         """
         with _translated():
@@ -143,9 +151,14 @@ class UploadReader:
         options = BuildOptions.parse(bytes(self._options)) if self._options else BuildOptions()
         samples = [file for file in self._files if file.part is Part.SAMPLES]
         endings = [_ending(file) for file in samples]
+        labels = [file for file in self._files if file.part is Part.LABELS]
+        for file in labels:
+            _check_labels(file)
         files = {UPLOADED_MODEL: self._model().writer.commit()}
         for number, (file, ending) in enumerate(zip(samples, endings, strict=True)):
             files[f"{UPLOADED_SAMPLES}{number:03}{ending}"] = file.writer.commit()
+        for file in labels:
+            files[UPLOADED_LABELS] = file.writer.commit()
         return Upload(options=options, files=files)
 
     def __enter__(self) -> Self:
@@ -182,8 +195,8 @@ class UploadReader:
         if part is Part.OPTIONS:
             self._open_options()
             return
-        if part is Part.MODEL and any(file.part is Part.MODEL for file in self._files):
-            raise BadRequestError("the upload has a second part 'model'; send exactly one .onnx file.")
+        if part in _SINGLE and any(file.part is part for file in self._files):
+            raise BadRequestError(f"the upload has a second part {part.value!r}; {_SINGLE[part]}")
         if len(self._files) > _MOST_SAMPLE_FILES:
             raise BadRequestError(
                 f"the upload has more than {_MOST_SAMPLE_FILES} samples parts; put more rows into each file."
@@ -237,6 +250,8 @@ def _write(file: _File, chunk: bytes) -> None:
         if file.part is Part.SAMPLES and len(file.magic) == _MAGIC_BYTES:
             # A wrong file is refused at its first bytes, not after gigabytes of it.
             _ending(file)
+        if file.part is Part.LABELS and len(file.magic) == _MAGIC_BYTES:
+            _check_labels(file)
     file.writer.write(chunk)
 
 
@@ -251,6 +266,14 @@ def _ending(file: _File) -> str:
     )
 
 
+def _check_labels(file: _File) -> None:
+    if _MAGIC.get(file.magic) != ".npy":
+        raise InvalidSamplesError(
+            f"the labels file {file.name} starts with {file.magic!r}, which is no .npy; write it with numpy.save, "
+            "one integer for each sample."
+        )
+
+
 def _known() -> str:
     return ", ".join(part.value for part in Part)
 
@@ -258,6 +281,8 @@ def _known() -> str:
 def _remedy(part: Part) -> str:
     if part is Part.MODEL:
         return "send the .onnx file, for example with curl -F model=@model.onnx."
+    if part is Part.LABELS:
+        return "write it with numpy.save, one integer for each sample, or leave the part out."
     return "send example inputs as .npz, for example with curl -F samples=@samples.npz."
 
 

@@ -89,6 +89,14 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
 
 
 class TestDigits:
+    def test_every_clause_of_the_default_contract_is_reported(self, digits: tuple[Path, Report]) -> None:
+        _, report = digits
+        assert report.quantized is not None
+        measures = [clause.measure for clause in report.quantized.clauses]
+        assert measures == ["sqnr_db", "row_sqnr_p5_db", "variation_sqnr_db", "top1_weighted"]
+        assert all(clause.holds for clause in report.quantized.clauses)
+        assert report.contract.metric is None
+
     def test_the_8_bit_engine_keeps_its_contract(self, digits: tuple[Path, Report]) -> None:
         report = digits[1]
         assert (report.verdict, report.reason, report.serving) == (Verdict.ACCEPTED, None, Precision.INT8)
@@ -203,6 +211,26 @@ def test_convolutional_nets_keep_the_default_contract(
 def test_multilayer_perceptrons_keep_the_default_contract(tmp_path: Path) -> None:
     report = build(tmp_path, mlp(hidden=64, classes=16), vector=vector_rows(128))
     assert report.verdict is Verdict.ACCEPTED, report.reason
+
+
+def test_labels_put_both_accuracies_into_the_report_and_change_nothing_else(tmp_path: Path) -> None:
+    with np.load(DIGITS / "digits.npz") as stored:
+        images, labels = stored["images"][1500:].astype(np.float32), stored["labels"][1500:].astype(np.int64)
+    np.savez(tmp_path / "samples.npz", allow_pickle=False, image=images)
+    np.save(tmp_path / "labels.npy", labels)
+    arguments = (DIGITS / "digits.onnx", [tmp_path / "samples.npz"], tmp_path / "build", SMALL)
+    labelled = quantize(*arguments, labels=tmp_path / "labels.npy")
+    task = labelled.task
+    assert task is not None
+    assert (task.output, task.rows) == ("scores", labelled.evidence.proof_rows)
+    assert task.quantized_top1 is not None
+    assert min(task.fp32_top1, task.quantized_top1) > 0.95
+    plain = quantize(*arguments)
+    assert plain.task is None
+    assert plain.quantized == labelled.quantized
+    np.save(tmp_path / "labels.npy", labels[:-1])
+    with pytest.raises(InvalidSamplesError, match="the labels have the shape"):
+        quantize(*arguments, labels=tmp_path / "labels.npy")
 
 
 def test_phases_go_on_from_files_alone_and_write_only_what_they_declare(tmp_path: Path) -> None:

@@ -60,6 +60,11 @@ def test_a_refusal_names_output_figure_rows_and_what_is_asked_for() -> None:
         "the 8-bit engine misses its contract (2 more of its clauses are missed): output 'maps'"
     )
     assert contract_miss(compare(maps=(maps, maps)), DEFAULT) is None
+    # The SQNR is named first, also where another clause is missed by more.
+    kelvin = 290 + normal(64, 1)
+    assert ": output 'kelvin': SQNR 12.0 dB over" in str(
+        contract_miss(compare(kelvin=(kelvin, 0.75 * kelvin)), DEFAULT)
+    )
 
 
 def test_a_tenth_of_the_rows_must_not_be_broken_although_the_mean_is_good() -> None:
@@ -194,7 +199,16 @@ def test_the_margin_has_the_sign_of_the_contract_and_grows_with_what_is_measured
     assert margins == sorted(margins)
     assert margins[1] < 0 == margins[2]
     assert margins[3] > 3
-    assert contract_margin(compare(scores=(scores, scores)), Contract(metric=metric, min=1.0)) >= 0
+    assert (
+        contract_margin(compare(scores=(scores, noisy(scores, 10.0))), Contract(metric=metric, min=1.0)) < 0
+    )
+
+
+def test_what_is_perfect_has_room_to_spare_also_where_nothing_less_was_asked_for() -> None:
+    labels = np.arange(40)
+    contract = Contract(metric=Metric.EQUAL_SHARE, min=1.0)
+    assert contract_margin(compare(label=(labels, labels)), contract) == BEST_DB
+    assert contract_margin(compare(label=(labels, np.where(labels == 3, 0, labels))), contract) < 0
 
 
 def test_the_margin_is_finite_for_the_best_and_the_worst() -> None:
@@ -219,5 +233,7 @@ def test_a_bound_under_the_contract_is_a_doubt_and_no_miss() -> None:
         "output 'maps' may miss its contract on other rows: with 95% confidence its SQNR is 19."
     )
     assert doubts(compare(maps=(maps, noisy(maps, 25.0))), DEFAULT) == ()
+    # What is missed is a reason to refuse, not to doubt.
+    assert doubts(compare(maps=(maps, noisy(maps, 15.0))), DEFAULT) == ()
     # Agreement needs more rows than most builds have, so it raises no doubt.
     assert doubts(compare(scores=(normal(40, 4), normal(40, 4))), DEFAULT) == ()

@@ -8,6 +8,7 @@ import pytest
 
 from engines.accuracy import Accuracy, OutputAccuracy
 from engines.choices import Layers
+from engines.contract import Clause
 from engines.errors import InvalidArtifactError
 from engines.options import Contract, Precision
 from engines.report import (
@@ -19,6 +20,7 @@ from engines.report import (
     Report,
     Sizes,
     Verdict,
+    clause_reports,
     output_reports,
     versions,
     weak_evidence,
@@ -142,3 +144,21 @@ def test_an_engine_that_did_not_run_has_no_outputs_to_report() -> None:
 def test_versions_name_what_figures_depend_on() -> None:
     assert set(versions()) == {"octet", "openvino", "onnxruntime", "onnx", "numpy"}
     assert all(versions().values())
+
+
+def test_clauses_are_reported_with_what_was_asked_and_measured() -> None:
+    kept = Clause(output="scores", measure="sqnr_db", value=25.0, limit=20.0, lower=23.5, rows=64)
+    missed = Clause(output="scores", measure="top1_weighted", value=0.98, limit=0.99, lower=0.92, rows=64)
+    first, second = clause_reports((kept, missed))
+    assert (first.measure, first.value, first.limit, first.lower) == ("sqnr_db", 25.0, 20.0, 23.5)
+    assert (first.holds, first.margin_db) == (True, 5.0)
+    assert not second.holds
+    # 0.02 is lacking where 0.01 may.
+    assert second.margin_db == pytest.approx(-3.01, abs=0.001)
+
+
+def test_doubts_of_the_contract_make_evidence_weak() -> None:
+    weak = weak_evidence(
+        verify_rows=64, proof_rows=64, disjoint=True, doubts=("output 'a' is zero", "b is near")
+    )
+    assert weak == "output 'a' is zero and b is near; upload more samples"

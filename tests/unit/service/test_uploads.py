@@ -14,6 +14,7 @@ NPZ = b"PK\x03\x04 samples in an archive"
 NPY = b"\x93NUMPY samples in a file"
 MODEL = ("model", "m.onnx", b"\x08\x0a model")
 SAMPLES = ("samples", "s.npz", NPZ)
+LABELS = ("labels", "classes.npy", NPY)
 
 
 @pytest.fixture
@@ -70,6 +71,13 @@ def test_options_may_be_left_out_and_parts_come_in_any_order(store: BlobStore) -
     assert store.path(upload.files["upload/model.onnx"]).read_bytes() == MODEL[2]
 
 
+@pytest.mark.parametrize("step", [1, 1 << 20])
+def test_labels_are_stored_under_a_name_of_their_own(store: BlobStore, step: int) -> None:
+    upload = read(store, multipart(LABELS, MODEL, SAMPLES), step=step)
+    assert list(upload.files) == ["upload/model.onnx", "upload/samples-000.npz", "upload/labels.npy"]
+    assert store.path(upload.files["upload/labels.npy"]).read_bytes() == NPY
+
+
 def test_content_that_looks_like_a_boundary_is_content(store: BlobStore) -> None:
     tricky = b"\r\n--cu\r\n--cu--\r\n\r\n-\r\n--\r\n"
     upload = read(store, multipart(("model", "m.onnx", tricky), SAMPLES), step=3)
@@ -98,9 +106,29 @@ def test_content_that_looks_like_a_boundary_is_content(store: BlobStore) -> None
         ),
         (multipart(MODEL, MODEL, SAMPLES), BadRequestError, "second part 'model'; send exactly one"),
         (
-            multipart(MODEL, SAMPLES, ("labels", "l.npy", NPY)),
+            multipart(MODEL, SAMPLES, ("weights", "w.bin", NPY)),
             BadRequestError,
-            "unknown part 'labels'; known parts are model, samples, options",
+            "unknown part 'weights'; known parts are model, samples, labels, options",
+        ),
+        (
+            multipart(MODEL, SAMPLES, LABELS, LABELS),
+            BadRequestError,
+            "second part 'labels'; send one .npy with a class for each row",
+        ),
+        (
+            multipart(MODEL, SAMPLES, ("labels", "l.npy", b"")),
+            BadRequestError,
+            r"part 'labels' \(l\.npy\) is empty; write it with numpy\.save",
+        ),
+        (
+            multipart(MODEL, SAMPLES, ("labels", "l.npz", NPZ)),
+            InvalidSamplesError,
+            r"labels file l\.npz starts with .*, which is no \.npy; write it with numpy\.save",
+        ),
+        (
+            multipart(MODEL, SAMPLES, ("labels", "l.npy", b"\x93NUM")),
+            InvalidSamplesError,
+            r"which is no \.npy",
         ),
         (multipart(MODEL, SAMPLES, ("options", None, b"{")), InvalidOptionsError, "not valid JSON"),
         (multipart(MODEL, SAMPLES, ("options", None, b"[]")), InvalidOptionsError, "options"),
