@@ -24,11 +24,13 @@ from engines.report import (
     Evidence,
     Hardware,
     LatencyReport,
+    LayerErrors,
     Report,
     Sizes,
     ThresholdReport,
     clause_reports,
     output_reports,
+    slower_than_fp32,
     versions,
     weak_evidence,
 )
@@ -38,6 +40,7 @@ from engines.samples import SampleSet, Splits
 from engines.workspace import (
     CALIBRATION,
     CHOICES,
+    LAYER_ERRORS,
     PHASE_RECORDS,
     PREPARED,
     PROOF,
@@ -46,6 +49,7 @@ from engines.workspace import (
     UPLOADED_MODEL,
     Workspace,
 )
+from engines.worst_tensors import read_histograms, worst_histograms
 
 
 def verify(
@@ -93,6 +97,7 @@ def verify(
     record = _record(workspace, options)
     eight_bit = trial is not None and end.serving is not Precision.FP32
     unbatchable = (trial.verification if trial and eight_bit else verification).unbatchable
+    thresholds = _thresholds(workspace)
     return Report(
         verdict=end.verdict,
         reason=end.reason,
@@ -106,12 +111,17 @@ def verify(
         sizes=_sizes(workspace),
         layers=record.layers,
         choices=record.choices,
-        thresholds=_thresholds(workspace),
+        thresholds=thresholds,
         latencies=latencies,
         emulated=trial is not None and runtime.emulates(options.precision),
         hardware=_hardware(runtime, given.threads),
         versions=versions(),
         phases=_phases(workspace) | {"verify": round(time.perf_counter() - start_s, 3)},
+        warnings=slower_than_fp32(latencies),
+        layer_errors=_layer_errors(workspace),
+        histograms=worst_histograms(
+            read_histograms(workspace), {name: entry.threshold for name, entry in thresholds.items()}
+        ),
     )
 
 
@@ -188,6 +198,11 @@ def _thresholds(workspace: Workspace) -> dict[str, ThresholdReport]:
         return {}
     table = json.loads(path.read_bytes())["tensors"]
     return {name: ThresholdReport.model_validate(entry) for name, entry in table.items()}
+
+
+def _layer_errors(workspace: Workspace) -> LayerErrors | None:
+    path = workspace.path(LAYER_ERRORS)
+    return LayerErrors.model_validate_json(path.read_bytes()) if path.exists() else None
 
 
 def _hardware(runtime: Runtime, threads: int) -> Hardware:

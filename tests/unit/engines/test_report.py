@@ -20,6 +20,7 @@ from engines.report import (
     Sizes,
     Verdict,
     output_reports,
+    slower_than_fp32,
     versions,
     weak_evidence,
 )
@@ -94,6 +95,28 @@ def test_speedup_is_that_of_the_largest_batch() -> None:
     assert report().speedup == 3.0
     assert report(latencies=()).speedup is None
     assert report(latencies=(LatencyReport(rows=1, fp32_ms=1.0, quantized_ms=None),)).speedup is None
+
+
+def test_throughput_is_written_beside_latency_and_computed_again_when_read(tmp_path: Path) -> None:
+    report().save(tmp_path / "report.json")
+    content = json.loads((tmp_path / "report.json").read_bytes())
+    last = content["latencies"][-1]
+    assert (last["fp32_rows_per_s"], last["quantized_rows_per_s"]) == (1066.7, 3200.0)
+    last["fp32_rows_per_s"] = 1e9
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    assert Report.load(tmp_path / "report.json") == report()
+    assert LatencyReport(rows=1, fp32_ms=2.0, quantized_ms=None).quantized_rows_per_s is None
+
+
+def test_an_8_bit_engine_that_is_slower_is_called_so() -> None:
+    slower = LatencyReport(rows=1, fp32_ms=1.0, quantized_ms=1.2)
+    faster = LatencyReport(rows=32, fp32_ms=30.0, quantized_ms=10.0)
+    alike = LatencyReport(rows=8, fp32_ms=8.0, quantized_ms=8.2)
+    alone = LatencyReport(rows=1, fp32_ms=1.0, quantized_ms=None)
+    assert slower_than_fp32((faster, alike, alone)) == ()
+    (words,) = slower_than_fp32((slower, faster, alike))
+    assert "slower than FP32 on this machine: 1.2 ms against 1 ms for 1 row." in words
+    assert report(warnings=(words,)).summary()["warnings"] == [words]
 
 
 @pytest.mark.parametrize(
