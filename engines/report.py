@@ -297,7 +297,7 @@ def weak_evidence(
 def slower_than_fp32(latencies: Sequence[LatencyReport]) -> tuple[str, ...]:
     """The warning that 8 bits cost time instead of saving it; empty where they do not, at any batch."""
     slower = [
-        f"{found.quantized_ms:.3g} ms against {found.fp32_ms:.3g} ms for {found.rows} {'row' if found.rows == 1 else 'rows'}"
+        f"{found.quantized_ms:.3g} ms against {found.fp32_ms:.3g} ms for batches of {found.rows}"
         for found in latencies
         if found.quantized_ms is not None and found.quantized_ms > SLOWER * found.fp32_ms
     ]

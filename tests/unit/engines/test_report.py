@@ -115,7 +115,7 @@ def test_an_8_bit_engine_that_is_slower_is_called_so() -> None:
     alone = LatencyReport(rows=1, fp32_ms=1.0, quantized_ms=None)
     assert slower_than_fp32((faster, alike, alone)) == ()
     (words,) = slower_than_fp32((slower, faster, alike))
-    assert "slower than FP32 on this machine: 1.2 ms against 1 ms for 1 row." in words
+    assert "slower than FP32 on this machine: 1.2 ms against 1 ms for batches of 1." in words
     assert report(warnings=(words,)).summary()["warnings"] == [words]
 
 
