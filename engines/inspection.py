@@ -6,21 +6,17 @@ from pathlib import Path
 
 import onnx
 from onnx import TensorProto
-from pydantic import BaseModel, ConfigDict
 
 from engines.model import Model, load_model
 from engines.prepare import prepare
 from engines.quantization.placement import Placement, place
 from engines.report import SkippedLayerReport
+from engines.report_details import ReportPart
 
 _FLOATING = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class QuantizableLayer(_Part):
+class QuantizableLayer(ReportPart):
     """A layer whose weights would be stored in 8 bits."""
 
     node: str
@@ -30,7 +26,7 @@ class QuantizableLayer(_Part):
     parameters: int
 
 
-class Inspection(_Part):
+class Inspection(ReportPart):
     """One model, before anything is built from it."""
 
     file_bytes: int

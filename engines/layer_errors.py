@@ -15,7 +15,7 @@ from engines.accuracy import to_db
 from engines.calibration.observer import BATCH_ROWS
 from engines.model import Model
 from engines.quantization.placement import LayerKind
-from engines.report import LayerError, LayerErrors
+from engines.report_details import LayerError, LayerErrors
 from engines.runtimes.reference import ReferenceSession
 from engines.samples import SampleView
 from engines.tensors import Array

@@ -1,25 +1,24 @@
 """The report of a build: what was asked, what was made, how it was proven, and what it costs to run."""
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, computed_field
 
 from engines.accuracy import Accuracy
 from engines.choices import Choices, Layers
 from engines.contract import Clause
 from engines.errors import InvalidArtifactError
 from engines.options import CalibrationMethod, Contract, Precision
+from engines.report_details import HistogramReport, LatencyReport, LayerErrors
+from engines.report_details import ReportPart as _Part
 
 FEW_ROWS = 32
 """Fewer verify rows than these are weak evidence: a model that fails one row in twenty passes on them, one time
 in five. The fifth percentile of fewer is hardly more than their worst row."""
-SLOWER = 1.05
-"""Times FP32's latency from which the 8-bit engine is called slower: two runs of one engine differ by less."""
 _LIBRARIES = ("octet", "openvino", "onnxruntime", "onnx", "numpy")
 
 
@@ -32,10 +31,6 @@ class Verdict(enum.StrEnum):
     """The 8-bit engine may not answer; FP32 serves instead."""
     BELOW_CONTRACT = "below_contract"
     """The 8-bit engine misses its contract and serves all the same, as the build asked."""
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class OutputReport(_Part):
@@ -124,64 +119,6 @@ class ThresholdReport(_Part):
     # Largest magnitude that was seen.
     absmax: float
     method: CalibrationMethod
-
-
-class HistogramReport(_Part):
-    """What was observed of one activation, in few enough bins to be drawn."""
-
-    tensor: str
-    # Counts of magnitudes, bin i from i to i + 1 times `bin_width`; exact zeros are counted apart.
-    counts: tuple[int, ...]
-    bin_width: float
-    zeros: int
-    absmax: float
-    threshold: float
-    # SQNR of the tensor in 8 bits at its threshold, as the histogram foretells it.
-    sqnr_db: float
-
-
-class LayerError(_Part):
-    """How far the output of one quantized layer is from FP32's: its own error and what it was handed."""
-
-    node: str
-    operator: str
-    sqnr_db: float
-
-
-class LayerErrors(_Part):
-    """The error of each quantized layer, in graph order, as the ONNX standard computes the 8-bit model."""
-
-    # Tune rows that it was measured on.
-    rows: int
-    layers: tuple[LayerError, ...] = ()
-
-
-class LatencyReport(_Part):
-    """Median time of one run of the engine, nothing in front of it."""
-
-    # What is computed is written and, when it comes back, computed again.
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    rows: int
-    fp32_ms: float
-    quantized_ms: float | None
-
-    @computed_field  # type: ignore[prop-decorator] # mypy knows no decorated property
-    @property
-    def fp32_rows_per_s(self) -> float:
-        """Throughput of FP32, one run after the other."""
-        return round(self.rows / self.fp32_ms * 1e3, 1)
-
-    @computed_field  # type: ignore[prop-decorator] # see above
-    @property
-    def quantized_rows_per_s(self) -> float | None:
-        """Throughput of the 8-bit engine."""
-        return None if self.quantized_ms is None else round(self.rows / self.quantized_ms * 1e3, 1)
-
-    @property
-    def speedup(self) -> float | None:
-        """How many times as fast as FP32 the 8-bit engine is."""
-        return None if self.quantized_ms is None else self.fp32_ms / self.quantized_ms
 
 
 class Hardware(_Part):
@@ -292,22 +229,6 @@ def weak_evidence(
         return None
     more = "" if proof_rows < verify_rows else "; upload more samples"
     return " and ".join(reasons) + more
-
-
-def slower_than_fp32(latencies: Sequence[LatencyReport]) -> tuple[str, ...]:
-    """The warning that 8 bits cost time instead of saving it; empty where they do not, at any batch."""
-    slower = [
-        f"{found.quantized_ms:.3g} ms against {found.fp32_ms:.3g} ms for batches of {found.rows}"
-        for found in latencies
-        if found.quantized_ms is not None and found.quantized_ms > SLOWER * found.fp32_ms
-    ]
-    if not slower:
-        return ()
-    warning = (
-        f"The 8-bit engine is slower than FP32 on this machine: {' and '.join(slower)}. "
-        "Build with precision fp32, unless the smaller file is what you are after."
-    )
-    return (warning,)
 
 
 def output_reports(accuracy: Accuracy | None) -> tuple[OutputReport, ...]:

@@ -23,17 +23,15 @@ from engines.report import (
     EngineReport,
     Evidence,
     Hardware,
-    LatencyReport,
-    LayerErrors,
     Report,
     Sizes,
     ThresholdReport,
     clause_reports,
     output_reports,
-    slower_than_fp32,
     versions,
     weak_evidence,
 )
+from engines.report_details import LatencyReport, LayerErrors, speed_warnings
 from engines.runtimes.base import Engine, Runtime
 from engines.runtimes.reference import ReferenceSession
 from engines.samples import SampleSet, Splits
@@ -98,6 +96,7 @@ def verify(
     eight_bit = trial is not None and end.serving is not Precision.FP32
     unbatchable = (trial.verification if trial and eight_bit else verification).unbatchable
     thresholds = _thresholds(workspace)
+    emulated = trial is not None and runtime.emulates(options.precision)
     return Report(
         verdict=end.verdict,
         reason=end.reason,
@@ -113,14 +112,16 @@ def verify(
         choices=record.choices,
         thresholds=thresholds,
         latencies=latencies,
-        emulated=trial is not None and runtime.emulates(options.precision),
+        emulated=emulated,
         hardware=_hardware(runtime, given.threads),
         versions=versions(),
         phases=_phases(workspace) | {"verify": round(time.perf_counter() - start_s, 3)},
-        warnings=slower_than_fp32(latencies),
+        warnings=speed_warnings(latencies, emulated=emulated),
         layer_errors=_layer_errors(workspace),
         histograms=worst_histograms(
-            read_histograms(workspace), {name: entry.threshold for name, entry in thresholds.items()}
+            read_histograms(workspace),
+            {name: entry.threshold for name, entry in thresholds.items()},
+            options.precision,
         ),
     )
 

@@ -8,7 +8,8 @@ import numpy as np
 from engines.accuracy import to_db
 from engines.calibration.error import noise_to_signal
 from engines.calibration.histogram import Histogram
-from engines.report import HistogramReport
+from engines.options import Precision
+from engines.report_details import HistogramReport
 from engines.workspace import CALIBRATION, HISTOGRAMS, Workspace
 
 WORST = 10
@@ -30,16 +31,16 @@ def read_histograms(workspace: Workspace) -> dict[str, Histogram]:
 
 
 def worst_histograms(
-    histograms: Mapping[str, Histogram], thresholds: Mapping[str, float]
+    histograms: Mapping[str, Histogram], thresholds: Mapping[str, float], precision: Precision
 ) -> tuple[HistogramReport, ...]:
     """Those of the tensors with the most noise for their signal at their thresholds, the worst first.
 
     Tensors without a threshold, or without noise, are left out.
     """
     noise = {
-        name: noise_to_signal(histogram, thresholds[name])
+        name: noise_to_signal(histogram, thresholds[name], precision)
         for name, histogram in histograms.items()
-        if name in thresholds
+        if thresholds.get(name, 0.0) > 0
     }
     worst = sorted((name for name in noise if noise[name] > 0), key=lambda name: -noise[name])[:WORST]
     return tuple(_report(name, histograms[name], thresholds[name], noise[name]) for name in worst)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engines.report import HistogramReport
+from engines.report_details import HistogramReport
 from engines.report_page.markup import Markup, element
 
 _WIDTH = 880

@@ -1,7 +1,6 @@
 """How figures are written for people."""
 
 from engines.accuracy import BEST_DB
-from engines.options import Metric
 
 NOTHING = "\N{EN DASH}"
 """Stands where there is no figure."""
@@ -61,12 +60,12 @@ def relative_error(sqnr_db: float) -> float:
     return float(100.0 * 10.0 ** (-sqnr_db / 20.0))
 
 
-def measured(value: float | None, metric: Metric) -> str:
-    """A value of a contract's metric, with what it is."""
-    match metric:
-        case Metric.SQNR_DB:
-            return f"SQNR {decibels(value)}"
-        case Metric.COSINE:
-            return f"cosine {cosine(value)}"
-        case _:
-            return f"{metric.value.replace('_', '-')} {share(value)}"
+def measured(measure: str, value: float | None) -> str:
+    """What a clause of a contract measures, with its unit."""
+    if value is None:
+        return NOTHING
+    if measure.endswith("_db"):
+        return decibels(value)
+    if measure == "max_abs_error":
+        return f"{value:.3g}"
+    return cosine(value) if measure == "cosine" else share(value)

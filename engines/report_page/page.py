@@ -14,6 +14,7 @@ CONTENT_SECURITY_POLICY = (
 SECTIONS: tuple[sections.Section, ...] = (
     sections.headline,
     sections.accuracy,
+    sections.contract,
     sections.speed,
     tensor_sections.layer_errors,
     tensor_sections.histograms,

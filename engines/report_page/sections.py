@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
-from engines.options import Precision
-from engines.report import EngineReport, Report, Verdict
+from engines.contract import MEASURES
+from engines.options import Metric, Precision
+from engines.report import ClauseReport, EngineReport, Report, Verdict
 from engines.report_page.figures import (
     NOTHING,
     cosine,
@@ -39,10 +40,13 @@ def verdict_line(report: Report) -> str:
         return report.reason or "the 8-bit engine may not answer, so FP32 serves."
     if report.serving is Precision.FP32 or report.quantized is None:
         return "FP32 serves, as it was asked for."
-    name = report.serving.value.upper()
-    held = measured(report.quantized.value, report.contract.metric)
-    line = f"the {name} engine answers like FP32 ({held}; at least {_minimum(report)} was asked for)"
+    line = f"the {report.serving.value.upper()} engine answers like FP32"
+    if clause := _leading_clause(report):
+        name, value = MEASURES[clause.measure], measured(clause.measure, clause.value)
+        line += f" ({name} {value}, and {_asked(clause)})"
     speedup = report.speedup
+    if report.emulated:
+        return f"{line}; this machine only emulates it."
     if speedup is None:
         return f"{line}."
     return f"{line}, {times(speedup)} as fast." if speedup >= 1 else f"{line}, but {times(speedup)} as fast."
@@ -116,6 +120,30 @@ def accuracy(report: Report) -> Markup:
     return section("Accuracy", *missing, content)
 
 
+def contract(report: Report) -> Markup | None:
+    """Every clause that the 8-bit engine was held to, the missed ones first."""
+    clauses = () if report.quantized is None else report.quantized.clauses
+    if not clauses:
+        return None
+    rows = [
+        (
+            clause.output,
+            MEASURES[clause.measure],
+            measured(clause.measure, clause.value),
+            _asked(clause),
+            measured(clause.measure, clause.lower),
+            "kept" if clause.holds else element("strong", "missed"),
+        )
+        for clause in sorted(clauses, key=lambda clause: clause.holds)
+    ]
+    listing = table(
+        "Each clause on each output. The bound is what more such rows would give at least, with 95% confidence.",
+        ("Output", "Measure", "#Value", "Contract", "#Bound", "Is"),
+        rows,
+    )
+    return section("Contract", folded(f"All {len(rows)} clauses", listing, rows=len(rows)))
+
+
 def speed(report: Report) -> Markup | None:
     """Latency and throughput of both engines at each batch that was timed."""
     if not report.latencies:
@@ -136,6 +164,8 @@ def speed(report: Report) -> Markup | None:
         f"Median of one run of the engine alone, on {report.hardware.processor} with "
         f"{report.hardware.threads} threads."
     )
+    if report.emulated:
+        caption += " The 8-bit type is emulated here: these times say nothing about hardware that has it."
     return section("Speed", table(caption, head, rows))
 
 
@@ -161,7 +191,6 @@ def evidence(report: Report) -> Markup:
     """What the proof rests on, and what else holds."""
     found, batching = report.evidence, report.batching
     rows = [
-        ("Contract", f"{report.contract.metric.value} at least {_minimum(report)}"),
         ("Rows that calibrated", f"{found.calibrate_rows:,}"),
         ("Rows that choices were made on", f"{found.tune_rows:,}"),
         ("Rows that prove", f"{found.proof_rows:,} of {found.verify_rows:,}"),
@@ -194,8 +223,19 @@ def _weak(report: Report) -> str:
     return f"The evidence is weak: {report.evidence.weak}."
 
 
-def _minimum(report: Report) -> str:
-    return f"{report.contract.min:g}{' dB' if report.contract.metric.value.endswith('_db') else ''}"
+def _leading_clause(report: Report) -> ClauseReport | None:
+    """What is closest to its limit of the measure that the contract is about: SQNR where it names none."""
+    clauses = () if report.quantized is None else report.quantized.clauses
+    about = [report.contract.metric] if report.contract.metric else [Metric.SQNR_DB, Metric.EQUAL_SHARE]
+    for metric in about:
+        if found := [clause for clause in clauses if clause.measure == metric.value]:
+            return min(found, key=lambda clause: clause.margin_db)
+    return None
+
+
+def _asked(clause: ClauseReport) -> str:
+    most = clause.measure == "max_abs_error"
+    return f"{'at most' if most else 'at least'} {measured(clause.measure, clause.limit)} was asked for"
 
 
 def _worst(engine: EngineReport, metric: str) -> float | None:

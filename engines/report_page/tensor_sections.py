@@ -1,6 +1,7 @@
 """The page's sections on layers and tensors. Each makes one from a report, or nothing where it has nothing."""
 
-from engines.report import LayerError, Report
+from engines.report import Report
+from engines.report_details import LayerError
 from engines.report_page.charts import Bar, bar_chart, histogram_chart
 from engines.report_page.figures import decibels, relative_error
 from engines.report_page.markup import Markup, element, table

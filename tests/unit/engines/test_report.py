@@ -15,15 +15,14 @@ from engines.report import (
     EngineReport,
     Evidence,
     Hardware,
-    LatencyReport,
     Report,
     Sizes,
     Verdict,
     output_reports,
-    slower_than_fp32,
     versions,
     weak_evidence,
 )
+from engines.report_details import LatencyReport, speed_warnings
 
 
 def engine(sqnr_db: float, *, miss: str | None = None) -> EngineReport:
@@ -113,9 +112,12 @@ def test_an_8_bit_engine_that_is_slower_is_called_so() -> None:
     faster = LatencyReport(rows=32, fp32_ms=30.0, quantized_ms=10.0)
     alike = LatencyReport(rows=8, fp32_ms=8.0, quantized_ms=8.2)
     alone = LatencyReport(rows=1, fp32_ms=1.0, quantized_ms=None)
-    assert slower_than_fp32((faster, alike, alone)) == ()
-    (words,) = slower_than_fp32((slower, faster, alike))
+    assert speed_warnings((faster, alike, alone), emulated=False) == ()
+    (words,) = speed_warnings((slower, faster, alike), emulated=False)
     assert "slower than FP32 on this machine: 1.2 ms against 1 ms for batches of 1." in words
+    assert "Build with precision fp32" in words
+    (words,) = speed_warnings((slower, faster, alike), emulated=True)
+    assert "It is emulated here" in words
     assert report(warnings=(words,)).summary()["warnings"] == [words]
 
 

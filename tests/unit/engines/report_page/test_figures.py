@@ -1,7 +1,6 @@
 import pytest
 
 from engines.accuracy import BEST_DB
-from engines.options import Metric
 from engines.report_page.figures import (
     NOTHING,
     cosine,
@@ -44,9 +43,7 @@ def test_relative_error_is_that_of_amplitudes() -> None:
     assert [relative_error(value) for value in (0.0, 20.0, 40.0)] == pytest.approx([100.0, 10.0, 1.0])
 
 
-def test_a_contracts_value_says_what_it_is() -> None:
-    assert [measured(0.98, metric) for metric in (Metric.COSINE, Metric.TOP1_AGREEMENT)] == [
-        "cosine 0.98000",
-        "top1-agreement 98.00%",
-    ]
-    assert measured(30.0, Metric.SQNR_DB) == "SQNR 30.0 dB"
+def test_what_a_clause_measures_has_its_unit() -> None:
+    values = {"row_sqnr_p5_db": 30.0, "cosine": 0.98, "top1_weighted": 0.98, "max_abs_error": 0.0012345}
+    assert [measured(*item) for item in values.items()] == ["30.0 dB", "0.98000", "98.00%", "0.00123"]
+    assert measured("sqnr_db", None) == NOTHING

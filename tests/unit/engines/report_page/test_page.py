@@ -5,21 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from engines.options import CalibrationMethod, Precision
+from engines.options import CalibrationMethod, Contract, Metric, Precision
 from engines.report import (
+    ClauseReport,
     Evidence,
-    HistogramReport,
-    LatencyReport,
-    LayerError,
-    LayerErrors,
     Layers,
     Report,
     SkippedLayerReport,
     ThresholdReport,
     Verdict,
-    slower_than_fp32,
 )
+from engines.report_details import HistogramReport, LatencyReport, LayerError, LayerErrors, speed_warnings
+from engines.report_page.figures import NOTHING
 from engines.report_page.page import SECTIONS, render
+from engines.report_page.sections import verdict_line
 from tests.unit.engines.report_page.parsing import Page
 from tests.unit.engines.test_report import engine, report
 
@@ -35,6 +34,20 @@ def histogram(
     )
 
 
+def clause(output: str, measure: str, value: float, *, holds: bool = True) -> ClauseReport:
+    limit = 20.0 if measure.endswith("_db") else 0.99
+    return ClauseReport(
+        output=output,
+        measure=measure,
+        value=value,
+        limit=limit,
+        lower=None,
+        rows=64,
+        holds=holds,
+        margin_db=value - limit,
+    )
+
+
 def full(name: str = "conv1", *, layers: int = 3) -> Report:
     """A report with something in every section; everything from the upload is called `name` and more."""
     errors = tuple(
@@ -43,7 +56,13 @@ def full(name: str = "conv1", *, layers: int = 3) -> Report:
     )
     skipped = SkippedLayerReport(node=f"{name} s", operator="Gemm", reason="its weights are too small")
     threshold = ThresholdReport(threshold=3.0, absmax=4.0, method=CalibrationMethod.MSE)
+    clauses = (
+        clause(f"{name} o", "sqnr_db", 35.0),
+        clause("other", "sqnr_db", 40.0),
+        clause("other", "top1_weighted", 0.999),
+    )
     return report(
+        quantized=engine(35.0).model_copy(update={"clauses": clauses}),
         layers=Layers(quantized=tuple(error.node for error in errors), skipped=(skipped,)),
         thresholds={f"{name} t": threshold},
         layer_errors=LayerErrors(rows=16, layers=errors),
@@ -53,11 +72,21 @@ def full(name: str = "conv1", *, layers: int = 3) -> Report:
 
 def test_an_accepted_build_says_so_with_its_figures() -> None:
     page = Page(render(full()))
-    assert page.inside["h1"] == [
-        "Accepted: the INT8 engine answers like FP32 (SQNR 35.0 dB; at least 20 dB was asked for), 3.00x as fast."
-    ]
+    (heading,) = page.inside["h1"]
+    assert heading == (
+        "Accepted: the INT8 engine answers like FP32 (SQNR 35.0 dB, and at least 20.0 dB was asked for), "
+        "3.00x as fast."
+    )
     assert page.inside["dd"] == ["35.0 dB", "98.00%", "3.00x", "0.26x"]
-    for title in ("Accuracy", "Speed", "Error by layer", "Left in floating point", "Thresholds", "Evidence"):
+    for title in (
+        "Accuracy",
+        "Contract",
+        "Speed",
+        "Error by layer",
+        "Left in floating point",
+        "Thresholds",
+        "Evidence",
+    ):
         assert title in page.inside["h2"]
     assert "INT8: scores" in page.inside["th"]
     assert {"30 ms", "10 ms", "1,067", "3,200", "its weights are too small"} <= set(page.inside["td"])
@@ -70,12 +99,50 @@ def test_a_refused_build_says_why_and_that_fp32_serves() -> None:
             "verdict": Verdict.REFUSED,
             "reason": "the engine missed <it>, so FP32 serves.",
             "serving": Precision.FP32,
-            "quantized": engine(12.0, miss="the engine missed <it>"),
+            "quantized": engine(12.0, miss="the engine missed <it>").model_copy(
+                update={
+                    "clauses": (
+                        clause("scores", "top1_weighted", 1.0),
+                        clause("scores", "sqnr_db", 12.0, holds=False),
+                    )
+                }
+            ),
         }
     )
     page = Page(render(refused))
     assert page.inside["h1"] == ["Refused: the engine missed <it>, so FP32 serves."]
     assert page.inside["dd"][0] == "12.0 dB"
+    assert page.inside["strong"] == ["missed"]
+    # What was missed comes first.
+    assert page.inside["td"].index("missed") < page.inside["td"].index("kept")
+
+
+@pytest.mark.parametrize(
+    ("contract", "words"),
+    [
+        (
+            Contract(metric=Metric.TOP1_AGREEMENT),
+            "like FP32 (top-1 agreement 99.50%, and at least 99.00% was asked",
+        ),
+        (Contract(), "like FP32 (share of equal elements 99.90%, and at least 99.00% was asked"),
+        (Contract(metric=Metric.COSINE), "like FP32, 3.00x as fast."),
+    ],
+)
+def test_the_verdict_is_in_the_words_of_the_contract(contract: Contract, words: str) -> None:
+    clauses = (clause("a", "equal_share", 0.999), clause("b", "top1_agreement", 0.995))
+    quantized = engine(35.0).model_copy(update={"clauses": clauses})
+    assert words in verdict_line(report(contract=contract, quantized=quantized))
+
+
+def test_an_emulated_engine_has_no_speed_to_boast_of() -> None:
+    emulated = full().model_copy(
+        update={"emulated": True, "requested": Precision.FP8, "serving": Precision.FP8}
+    )
+    page = Page(render(emulated))
+    assert page.inside["h1"][0].startswith("Accepted: the FP8 engine answers like FP32")
+    assert page.inside["h1"][0].endswith("; this machine only emulates it.")
+    assert "these times say nothing about hardware that has it" in page.text
+    assert NOTHING in page.inside["dd"]
 
 
 def test_an_engine_that_did_not_run_has_no_figures_but_a_reason() -> None:
@@ -99,7 +166,7 @@ def test_what_has_to_be_said_loudly_stands_beside_the_verdict() -> None:
     slow = full().model_copy(
         update={
             "latencies": latencies,
-            "warnings": slower_than_fp32(latencies),
+            "warnings": speed_warnings(latencies, emulated=False),
             "evidence": Evidence(
                 calibrate_rows=3, tune_rows=3, verify_rows=3, proof_rows=3, disjoint=False, weak="so few"
             ),
@@ -178,6 +245,7 @@ def test_every_section_may_be_missing_or_there() -> None:
     bare = report(quantized=None, latencies=(), thresholds={})
     assert all(make(full()) is not None for make in SECTIONS)
     assert {make.__name__ for make in SECTIONS if make(bare) is None} == {
+        "contract",
         "speed",
         "layer_errors",
         "histograms",
