@@ -7,7 +7,9 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto
 
+from engines.errors import InvalidOptionsError
 from engines.model import Model, load_model
+from engines.options import Precision
 from engines.prepare import prepare
 from engines.quantization.placement import Placement, place
 from engines.report import SkippedLayerReport
@@ -46,15 +48,20 @@ class Inspection(ReportPart):
     skipped: tuple[SkippedLayerReport, ...]
 
 
-def inspect(path: Path) -> Inspection:
-    """Looks at an ONNX file.
+def inspect(path: Path, precision: Precision = Precision.INT8) -> Inspection:
+    """Looks at an ONNX file; `precision` is what it would be quantized to.
 
     Raises:
         InvalidModelError, UnsupportedModelError: octet does not take it.
+        InvalidOptionsError: the precision is no 8-bit one.
     """
+    if precision is Precision.FP32:
+        raise InvalidOptionsError(
+            "precision 'fp32' quantizes nothing; look at what 'int8' or 'fp8' would take."
+        )
     model = load_model(path)
     prepared = prepare(model)
-    placement = place(prepared)
+    placement = place(prepared, precision=precision)
     constants = {tensor.name: tensor for tensor in prepared.proto.graph.initializer}
     stored = {weight.initializer for weight in placement.weights}
     return Inspection(

@@ -75,7 +75,7 @@ class LatencyReport(ReportPart):
 def speed_warnings(latencies: Sequence[LatencyReport], *, emulated: bool) -> tuple[str, ...]:
     """The warning that 8 bits cost time here instead of saving it; empty where they do not, at any batch."""
     slower = [
-        f"{found.quantized_ms:.3g} ms against {found.fp32_ms:.3g} ms for batches of {found.rows}"
+        f"{_ms(found.quantized_ms)} against {_ms(found.fp32_ms)} for batches of {found.rows}"
         for found in latencies
         if found.quantized_ms is not None and found.quantized_ms > SLOWER * found.fp32_ms
     ]
@@ -87,3 +87,7 @@ def speed_warnings(latencies: Sequence[LatencyReport], *, emulated: bool) -> tup
     else:
         warning += "Build with precision fp32, unless the smaller file is what you are after."
     return (warning,)
+
+
+def _ms(value: float) -> str:
+    return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"

@@ -127,13 +127,15 @@ def quantize(  # noqa: PLR0913 # one parameter per flag
 @app.command()
 def inspect(
     model: _Model,
+    *,
+    precision: Annotated[Precision, typer.Option(help="What it would be quantized to.")] = Precision.INT8,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
 ) -> None:
     """Shows a model's inputs, outputs and operators, and what would be quantized."""
     from service.commands import inspect as command  # noqa: PLC0415 # as for quantize
     from service.commands.consoles import errors, results  # noqa: PLC0415 # with it
 
-    raise typer.Exit(command.run(model, as_json=as_json, out=results(), errors=errors()))
+    raise typer.Exit(command.run(model, precision, as_json=as_json, out=results(), errors=errors()))
 
 
 @app.command()

@@ -10,6 +10,7 @@ from engines.errors import EngineError
 from engines.inspection import Inspection
 from engines.inspection import inspect as look_at
 from engines.naming import quote
+from engines.options import Precision
 from engines.report_page.figures import share, size
 from service.commands.consoles import fail
 
@@ -17,10 +18,10 @@ BAD_INPUT = 2
 """Exit status for a model that octet does not take."""
 
 
-def run(model: Path, *, as_json: bool, out: Console, errors: Console) -> int:
+def run(model: Path, precision: Precision, *, as_json: bool, out: Console, errors: Console) -> int:
     """Looks at `model`, shows on `out` what it saw, and returns the exit status."""
     try:
-        found = look_at(model)
+        found = look_at(model, precision)
     except EngineError as error:
         fail(errors, error)
         return BAD_INPUT

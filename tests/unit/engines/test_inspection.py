@@ -7,6 +7,7 @@ import pytest
 
 from engines.errors import InvalidModelError
 from engines.inspection import Inspection, inspect
+from engines.options import Precision
 from tests.unit.engines import onnx_graphs
 
 
@@ -39,6 +40,15 @@ def test_it_tells_what_would_be_quantized_and_why_the_rest_would_not(tmp_path: P
     ]
     assert found.activations == 2
     assert Inspection.model_validate(json.loads(found.model_dump_json())) == found
+
+
+def test_it_tells_what_the_precision_asked_for_would_take(tmp_path: Path) -> None:
+    assert look(tmp_path, onnx_graphs.conv_net()).quantized
+    found = inspect(tmp_path / "model.onnx", Precision.FP8)
+    assert [layer.node for layer in found.skipped if "to gain from FP8" in layer.reason] == [
+        "conv1_node",
+        "conv2_node",
+    ]
 
 
 def test_weights_that_layers_share_count_once(tmp_path: Path) -> None:

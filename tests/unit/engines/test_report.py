@@ -116,6 +116,8 @@ def test_an_8_bit_engine_that_is_slower_is_called_so() -> None:
     (words,) = speed_warnings((slower, faster, alike), emulated=False)
     assert "slower than FP32 on this machine: 1.2 ms against 1 ms for batches of 1." in words
     assert "Build with precision fp32" in words
+    (long,) = speed_warnings((LatencyReport(rows=9, fp32_ms=1000.4, quantized_ms=1234.6),), emulated=False)
+    assert "1235 ms against 1000 ms" in long
     (words,) = speed_warnings((slower, faster, alike), emulated=True)
     assert "It is emulated here" in words
     assert report(warnings=(words,)).summary()["warnings"] == [words]
