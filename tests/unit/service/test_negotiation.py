@@ -29,7 +29,7 @@ CHROME = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image
         ("text/html;q=high, */*;q=0.1", JSON),
         ("text/html;q=1e9, */*;q=0.1", JSON),
         ("text/html;q=7, application/json", JSON),
-        ("text/html;q=0.1, text/html, application/json;q=0.5", HTML),
+        ("text/html, text/html;q=0.1, application/json;q=0.5", HTML),
         (", ;q=1, text/html", HTML),
     ],
 )
