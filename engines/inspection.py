@@ -7,12 +7,12 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto
 
+from engines.choices import SkippedLayerReport
 from engines.errors import InvalidOptionsError
 from engines.model import Model, load_model
 from engines.options import Precision
 from engines.prepare import prepare
 from engines.quantization.placement import Placement, place
-from engines.report import SkippedLayerReport
 from engines.report_details import ReportPart
 
 _FLOATING = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})

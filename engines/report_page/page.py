@@ -1,7 +1,7 @@
 """A report as one HTML page that needs nothing else: no script, no font, no picture, no network."""
 
 from engines.report import Report
-from engines.report_page import sections, tensor_sections
+from engines.report_page import choice_sections, sections, tensor_sections
 from engines.report_page.markup import element, join, verbatim
 from engines.report_page.style import STYLE
 
@@ -18,6 +18,8 @@ SECTIONS: tuple[sections.Section, ...] = (
     sections.speed,
     tensor_sections.layer_errors,
     tensor_sections.histograms,
+    choice_sections.candidates,
+    choice_sections.mixed_precision,
     sections.floating,
     tensor_sections.thresholds,
     sections.evidence,

@@ -36,7 +36,7 @@ def folded(summary: str, content: Markup, *, rows: int) -> Markup:
 
 def verdict_line(report: Report) -> str:
     """The verdict in one sentence, in plain text."""
-    if report.verdict is Verdict.REFUSED:
+    if report.verdict is not Verdict.ACCEPTED:
         return report.reason or "the 8-bit engine may not answer, so FP32 serves."
     if report.serving is Precision.FP32 or report.quantized is None:
         return "FP32 serves, as it was asked for."
@@ -58,7 +58,7 @@ def headline(report: Report) -> Markup:
         "header",
         element(
             "h1",
-            element("span", report.verdict.value.capitalize(), class_="verdict"),
+            element("span", report.verdict.value.replace("_", " ").capitalize(), class_="verdict"),
             ": ",
             verdict_line(report),
         ),

@@ -26,9 +26,8 @@ section { background: var(--surface); border: 1px solid var(--grid); border-radi
   margin: 1rem 0; }
 p { margin: .25rem 0 .75rem; max-width: 46rem; }
 .soft { color: var(--soft); }
-.verdict { font-weight: 700; }
+.verdict { font-weight: 700; color: var(--bad); }
 .accepted .verdict { color: var(--good); }
-.refused .verdict { color: var(--bad); }
 .warning { background: var(--bad-wash); border-left: 4px solid var(--bad); color: var(--ink);
   padding: .75rem 1rem; margin: .75rem 0; border-radius: 4px; font-weight: 600; max-width: none; }
 .note { background: var(--note-wash); padding: .5rem 1rem; border-radius: 4px; max-width: none; }

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 import engines
-from engines.errors import EngineError, EngineRefusedError
+from engines.errors import EngineError
 from engines.options import BuildOptions, CalibrationMethod, Metric, Precision
 from engines.report import EngineReport, Report, Verdict
 from engines.report_page.figures import decibels, milliseconds, share, size, times
@@ -27,6 +27,8 @@ from service.processors import processor_budget
 ACCEPTED, REFUSED, BAD_INPUT = 0, 1, 2
 """Exit statuses."""
 
+_REFUSALS = ("engine.refused", "build.contract")
+"""Codes of errors that are no fault of the input: the engine does not keep what was asked of it."""
 _PAGE, _JSON = (".html", ".htm"), ".json"
 
 
@@ -61,12 +63,9 @@ def run(order: Order, *, out: Console, progress: Console) -> int:
     """Builds, writes what came of it, says so on `out`, and returns the exit status."""
     try:
         return _run(order, out, progress)
-    except EngineRefusedError as error:
-        fail(progress, error)
-        return REFUSED
     except (EngineError, BadRequestError) as error:
         fail(progress, error)
-        return BAD_INPUT
+        return REFUSED if error.code in _REFUSALS else BAD_INPUT
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         fail(progress, f"a file cannot be read or written: {error.strerror}{where}.")
@@ -109,14 +108,14 @@ def _run(order: Order, out: Console, console: Console) -> int:
                 threads=order.threads or processor_budget(),
                 progress=bars.tell,
             )
-        accepted = report.verdict is Verdict.ACCEPTED
+        written = report.verdict is not Verdict.REFUSED
         if order.report is not None:
             _write_report(report, order.report, order.model.name)
-        if accepted:
+        if written:
             source = PREPARED if report.serving is Precision.FP32 else QUANTIZED
             copy(workspace.path(source), order.output)
     _tell(report, order, out)
-    return ACCEPTED if accepted else REFUSED
+    return ACCEPTED if written else REFUSED
 
 
 def _use_cache(folder: Path) -> None:
@@ -133,13 +132,14 @@ def _write_report(report: Report, target: Path, title: str) -> None:
 def _tell(report: Report, order: Order, out: Console) -> None:
     """The verdict, what has to be said loudly, the figures, and what was written."""
     accepted = report.verdict is Verdict.ACCEPTED
-    say(out, f"{report.verdict.value}: {verdict_line(report)}", "bold green" if accepted else "bold red")
+    verdict = report.verdict.value.replace("_", " ")
+    say(out, f"{verdict}: {verdict_line(report)}", "bold green" if accepted else "bold red")
     for warning in report.warnings:
         say(out, f"warning: {warning}", "bold red")
     if report.evidence.weak:
         say(out, f"weak evidence: {report.evidence.weak}.", "yellow")
     out.print(_figures(report))
-    if accepted:
+    if report.verdict is not Verdict.REFUSED:
         say(out, f"wrote {order.output} ({size(order.output.stat().st_size)})")
     else:
         say(out, f"{order.output} was not written, because the contract is not kept.", "red")

@@ -5,13 +5,19 @@ from pathlib import Path
 
 import pytest
 
+from engines.choices import (
+    CandidateReport,
+    Choices,
+    Layers,
+    MixedPoint,
+    MixedReport,
+    SkippedLayerReport,
+)
 from engines.options import CalibrationMethod, Contract, Metric, Precision
 from engines.report import (
     ClauseReport,
     Evidence,
-    Layers,
     Report,
-    SkippedLayerReport,
     ThresholdReport,
     Verdict,
 )
@@ -19,6 +25,7 @@ from engines.report_details import HistogramReport, LatencyReport, LayerError, L
 from engines.report_page.figures import NOTHING
 from engines.report_page.page import SECTIONS, render
 from engines.report_page.sections import verdict_line
+from engines.variants import Variant
 from tests.unit.engines.report_page.parsing import Page
 from tests.unit.engines.test_report import engine, report
 
@@ -48,6 +55,36 @@ def clause(output: str, measure: str, value: float, *, holds: bool = True) -> Cl
     )
 
 
+def choices(name: str, *, points: int = 2) -> Choices:
+    plain, fitted = (
+        CandidateReport(
+            variant=Variant.EVENED if fitted else Variant.PREPARED,
+            calibration=CalibrationMethod.MSE,
+            fitted=fitted,
+            sqnr_db=30.0 + fitted,
+            batch_ms=2.5,
+            size_bytes=2048,
+        )
+        for fitted in (False, True)
+    )
+    broken = plain.model_copy(update={"sqnr_db": None, "batch_ms": None})
+    menu = tuple(
+        MixedPoint(
+            floating=tuple(f"{name} {layer}" for layer in range(number)),
+            margin_db=number - 1.0,
+            sqnr_db=19.0 + number,
+            batch_ms=3.0,
+            size_bytes=4096,
+            chosen=number == 1,
+        )
+        for number in range(points)
+    )
+    mixed = MixedReport(
+        groups=5, evaluations=points, budget=12, meets=True, left_floating=(f"{name} 0",), points=menu
+    )
+    return Choices(candidates=(plain, fitted, broken), chosen=1, mixed=mixed)
+
+
 def full(name: str = "conv1", *, layers: int = 3) -> Report:
     """A report with something in every section; everything from the upload is called `name` and more."""
     errors = tuple(
@@ -63,6 +100,7 @@ def full(name: str = "conv1", *, layers: int = 3) -> Report:
     )
     return report(
         quantized=engine(35.0).model_copy(update={"clauses": clauses}),
+        choices=choices(name),
         layers=Layers(quantized=tuple(error.node for error in errors), skipped=(skipped,)),
         thresholds={f"{name} t": threshold},
         layer_errors=LayerErrors(rows=16, layers=errors),
@@ -112,7 +150,7 @@ def test_a_refused_build_says_why_and_that_fp32_serves() -> None:
     page = Page(render(refused))
     assert page.inside["h1"] == ["Refused: the engine missed <it>, so FP32 serves."]
     assert page.inside["dd"][0] == "12.0 dB"
-    assert page.inside["strong"] == ["missed"]
+    assert page.inside["strong"][0] == "missed"
     # What was missed comes first.
     assert page.inside["td"].index("missed") < page.inside["td"].index("kept")
 
@@ -143,6 +181,11 @@ def test_an_emulated_engine_has_no_speed_to_boast_of() -> None:
     assert page.inside["h1"][0].endswith("; this machine only emulates it.")
     assert "these times say nothing about hardware that has it" in page.text
     assert NOTHING in page.inside["dd"]
+
+
+def test_a_refusal_without_a_reason_says_what_serves() -> None:
+    page = Page(render(full().model_copy(update={"verdict": Verdict.REFUSED, "reason": None})))
+    assert page.inside["h1"] == ["Refused: the 8-bit engine may not answer, so FP32 serves."]
 
 
 def test_an_engine_that_did_not_run_has_no_figures_but_a_reason() -> None:
@@ -195,6 +238,40 @@ def test_names_of_the_upload_are_text_wherever_they_stand() -> None:
 def test_nothing_is_fetched_from_anywhere() -> None:
     html = render(full())
     assert not re.search(r"https?:|//[a-z]|url\(|@import|javascript:", html)
+
+
+def test_what_was_tried_is_listed_with_what_was_chosen() -> None:
+    page = Page(render(full()))
+    cells = page.inside["td"]
+    first = cells.index("nearest")
+    assert cells[first - 1 : first + 5] == ["mse", "nearest", "30.0 dB", "2.5 ms", "2.0 KiB", ""]
+    assert cells[first + 5 : first + 11] == ["mse", "fitted", "31.0 dB", "2.5 ms", "2.0 KiB", "chosen"]
+    assert cells[first + 11 : first + 17] == ["mse", "nearest", "would not run", NOTHING, "2.0 KiB", ""]
+    assert page.inside["strong"] == ["chosen", "chosen"]
+
+
+def test_the_menu_of_mixed_precision_tells_what_each_point_costs() -> None:
+    page = Page(render(full()))
+    assert "Mixed precision" in page.inside["h2"]
+    assert "1 node was left floating to keep the contract; 2 of 12 models were measured" in page.text
+    cells = page.inside["td"]
+    place = cells.index("-1.0 dB")
+    assert cells[place - 1 : place + 5] == ["none", "-1.0 dB", "19.0 dB", "3 ms", "4.0 KiB", ""]
+    assert cells[place + 5 : place + 11] == ["conv1 0", "+0.0 dB", "20.0 dB", "3 ms", "4.0 KiB", "chosen"]
+
+
+def test_points_that_leave_many_layers_floating_are_told_in_short() -> None:
+    many = full().model_copy(update={"choices": choices("n", points=9)})
+    assert "n 0, n 1, n 2 and 5 more" in Page(render(many)).inside["td"]
+
+
+def test_a_search_that_found_nothing_says_so() -> None:
+    found = choices("n")
+    missed = found.model_copy(
+        update={"mixed": found.mixed and found.mixed.model_copy(update={"meets": False, "left_floating": ()})}
+    )
+    text = Page(render(full().model_copy(update={"choices": missed}))).text
+    assert "No choice of layers to leave floating kept the contract on the tune rows" in text
 
 
 def test_many_layers_are_drawn_in_part_and_listed_whole() -> None:
@@ -252,6 +329,8 @@ def test_every_section_may_be_missing_or_there() -> None:
         "speed",
         "layer_errors",
         "histograms",
+        "candidates",
+        "mixed_precision",
         "floating",
         "thresholds",
     }
