@@ -47,7 +47,7 @@ def mixed_precision(report: Report) -> Markup | None:
     ]
     listing = table(
         "What was measured on the tune rows, the fewest floating nodes first. The contract is kept from 0 dB on.",
-        ("#Floating", "Nodes", "#Above the contract", "#SQNR", "#A batch", "#File", "Is"),
+        ("Floating", "Nodes", "#Above the contract", "#SQNR", "#A batch", "#File", "Is"),
         rows,
     )
     return section(

@@ -43,6 +43,7 @@ th, td { padding: .3rem .75rem .3rem 0; border-bottom: 1px solid var(--grid); te
 th { font-weight: 600; }
 tbody th { font-weight: 400; overflow-wrap: anywhere; min-width: 8rem; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
+.number + .text { padding-left: .75rem; }
 td.number { white-space: nowrap; }
 details { margin-top: .5rem; }
 summary { cursor: pointer; color: var(--soft); }
