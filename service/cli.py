@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from engines.options import CalibrationMethod, Metric, Precision
+from engines.options import CalibrationMethod, Effort, Metric, Precision
 from service.errors import StartError
 from service.logs import configure_logging
 from service.settings import Settings
@@ -92,6 +92,9 @@ def quantize(  # noqa: PLR0913 # one parameter per flag
     contract_min: Annotated[
         float | None, typer.Option(help="Least value of the metric at which the model is written.")
     ] = None,
+    effort: Annotated[
+        Effort | None, typer.Option(help="How much is tried; standard unless said else.")
+    ] = None,
     options: Annotated[
         str, typer.Option(help="Any options of a build as JSON; the flags above go before it.")
     ] = "{}",
@@ -118,6 +121,7 @@ def quantize(  # noqa: PLR0913 # one parameter per flag
             calibration=calibration,
             contract_metric=contract_metric,
             contract_min=contract_min,
+            effort=effort,
         ),
         threads=threads,
     )

@@ -13,7 +13,7 @@ from rich.table import Table
 
 import engines
 from engines.errors import EngineError
-from engines.options import BuildOptions, CalibrationMethod, Metric, Precision
+from engines.options import BuildOptions, CalibrationMethod, Effort, Metric, Precision
 from engines.report import EngineReport, Report, Verdict
 from engines.report_page.figures import decibels, milliseconds, share, size, times
 from engines.report_page.page import render
@@ -40,6 +40,7 @@ class Flags:
     calibration: CalibrationMethod | None = None
     contract_metric: Metric | None = None
     contract_min: float | None = None
+    effort: Effort | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,12 @@ def build_options(text: str, flags: Flags) -> BuildOptions:
     contract = given.get("contract", {}) | {
         name: value for name, value in contract.items() if value is not None
     }
-    named = {"precision": flags.precision, "calibration": flags.calibration, "contract": contract or None}
+    named = {
+        "precision": flags.precision,
+        "calibration": flags.calibration,
+        "effort": flags.effort,
+        "contract": contract or None,
+    }
     return BuildOptions.parse(given | {name: value for name, value in named.items() if value is not None})
 
 

@@ -59,7 +59,7 @@ def test_quantize_writes_the_model_and_the_page(tmp_path: Path) -> None:
     output, page = tmp_path / "elsewhere" / "digits.int8.onnx", tmp_path / "report.html"
     done = octet(
         "quantize", DIGITS / "digits.onnx", "--samples", DIGITS / "samples.npz", "-o", output, "--report", page,
-        folder=tmp_path,
+        "--effort", "fast", folder=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("accepted: the INT8 engine answers like FP32 (SQNR ")
@@ -80,7 +80,7 @@ def test_a_model_that_misses_its_contract_is_not_written(tmp_path: Path, small: 
     output, report = tmp_path / "out.onnx", tmp_path / "report.json"
     done = octet(
         "quantize", model, "-s", samples, "-o", output, "--report", report, "--contract-min", 150, "--threads", 1,
-        folder=tmp_path,
+        "--effort", "fast", folder=tmp_path,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert done.stdout.startswith("refused: ")

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from engines.errors import InvalidOptionsError
-from engines.options import BuildOptions, CalibrationMethod, Contract, Metric, Precision
+from engines.options import BuildOptions, CalibrationMethod, Contract, Effort, Metric, Precision
 from service.commands.quantize import BAD_INPUT, Flags, Order, build_options, run
 
 
@@ -25,6 +25,7 @@ def test_flags_go_before_the_text_and_leave_the_rest_of_it() -> None:
         contract=Contract(metric=Metric.COSINE, min=0.9),
     )
     assert build_options("{}", Flags(contract_min=0.0)).contract.min == 0.0
+    assert build_options('{"effort": "thorough"}', Flags(effort=Effort.FAST)).effort is Effort.FAST
 
 
 @pytest.mark.parametrize(
