@@ -1,5 +1,6 @@
 """`octet quantize` and `octet inspect`, as they are typed."""
 
+import io
 import json
 import os
 import subprocess
@@ -10,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from rich.console import Console
 
 from engines.report import Report, Verdict
+from service.commands.quantize import Flags, Order, run
 from tests.integration.running import DIGITS, ROOT
 from tests.unit.engines.onnx_graphs import conv_net, image_rows, mlp, vector_rows
 
@@ -88,6 +91,31 @@ def test_a_model_that_misses_its_contract_is_not_written(tmp_path: Path, small: 
     assert not output.exists()
     found = Report.load(report)
     assert (found.verdict, found.contract.min, found.hardware.threads) == (Verdict.REFUSED, 150, 1)
+
+
+@pytest.mark.parametrize(("on_miss", "status"), [("publish", 0), ("fail", 1)])
+def test_what_misses_its_contract_is_treated_as_on_miss_asks(
+    tmp_path: Path, small: tuple[Path, Path], on_miss: str, status: int
+) -> None:
+    model, samples = small
+    order = Order(
+        model=model,
+        samples=(samples,),
+        output=tmp_path / "out.onnx",
+        report=None,
+        options=json.dumps({"on_miss": on_miss, "effort": "fast"}),
+        flags=Flags(contract_min=150.0),
+        threads=1,
+    )
+    out, errors = (Console(file=io.StringIO(), width=1000) for _ in range(2))
+    assert run(order, out=out, progress=errors) == status
+    assert order.output.exists() == (on_miss == "publish")
+    said = (out if on_miss == "publish" else errors).file.getvalue()  # type: ignore[attr-defined] # a StringIO
+    expected = {
+        "publish": "below contract: the 8-bit engine misses its contract",
+        "fail": "on_miss asks to fail",
+    }
+    assert expected[on_miss] in said
 
 
 def test_bad_input_is_one_sentence_and_no_traceback(tmp_path: Path, small: tuple[Path, Path]) -> None:

@@ -183,6 +183,13 @@ def test_an_emulated_engine_has_no_speed_to_boast_of() -> None:
     assert NOTHING in page.inside["dd"]
 
 
+def test_an_engine_below_its_contract_is_not_shown_as_accepted() -> None:
+    reason = "the engine misses its contract; it serves all the same, as on_miss 'publish' asks."
+    html = render(full().model_copy(update={"verdict": Verdict.BELOW_CONTRACT, "reason": reason}))
+    assert Page(html).inside["h1"] == [f"Below contract: {reason}"]
+    assert '<header class="below_contract">' in html
+
+
 def test_a_refusal_without_a_reason_says_what_serves() -> None:
     page = Page(render(full().model_copy(update={"verdict": Verdict.REFUSED, "reason": None})))
     assert page.inside["h1"] == ["Refused: the 8-bit engine may not answer, so FP32 serves."]
