@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from engines.accuracy import Accuracy, OutputAccuracy
     from engines.building import quantize
     from engines.errors import EngineError
+    from engines.inspection import Inspection, inspect
     from engines.loading import LoadedEngine, load_engine
     from engines.options import BuildOptions, CalibrationMethod, Contract, Metric, Precision
     from engines.proof import Proof, Verification
@@ -25,6 +26,7 @@ __all__ = [
     "Contract",
     "Engine",
     "EngineError",
+    "Inspection",
     "LoadedEngine",
     "Metric",
     "OutputAccuracy",
@@ -34,6 +36,7 @@ __all__ = [
     "TensorSpec",
     "Verdict",
     "Verification",
+    "inspect",
     "load_engine",
     "quantize",
 ]
@@ -45,6 +48,7 @@ _HOMES = {
     "Contract": "options",
     "Engine": "runtimes.base",
     "EngineError": "errors",
+    "Inspection": "inspection",
     "LoadedEngine": "loading",
     "Metric": "options",
     "OutputAccuracy": "accuracy",
@@ -54,6 +58,7 @@ _HOMES = {
     "TensorSpec": "tensors",
     "Verdict": "report",
     "Verification": "proof",
+    "inspect": "inspection",
     "load_engine": "loading",
     "quantize": "building",
 }

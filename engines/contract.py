@@ -67,7 +67,7 @@ ZERO_PEAK = 1e-6
 """An output that stays within this throughout is silent: rounding may leave as much of a sum that should be zero."""
 ZERO_ERROR = 1e-3
 
-_NAMES = {
+MEASURES = {
     "sqnr_db": "SQNR",
     "row_sqnr_p5_db": "SQNR of the fifth-percentile row",
     "variation_sqnr_db": "SQNR of what varies over rows",
@@ -77,6 +77,7 @@ _NAMES = {
     "top1_weighted": "weighted top-1 agreement",
     "equal_share": "share of equal elements",
 }
+"""How people call what clauses measure, by the field of OutputAccuracy."""
 _TINY = 1e-9
 
 
@@ -121,7 +122,7 @@ class Clause:
         decibels = self.measure.endswith("_db")
         value = f"{self.value:.1f} dB" if decibels else f"{self.value:.4g}"
         asks = "allows" if self.measure == "max_abs_error" else "asks for"
-        measured = f"{_NAMES[self.measure]} {value} over {self.rows} rows"
+        measured = f"{MEASURES[self.measure]} {value} over {self.rows} rows"
         return f"output {self.output!r}: {measured}, and its contract {asks} {self.limit:g}"
 
 
@@ -205,7 +206,7 @@ def doubts(accuracy: Accuracy, contract: Contract) -> tuple[str, ...]:
     ]
     near = [
         f"output {clause.output!r} may miss its contract on other rows: with 95% confidence its "
-        f"{_NAMES[clause.measure]} is {clause.lower:.4g} or more, and {clause.limit:g} is asked for"
+        f"{MEASURES[clause.measure]} is {clause.lower:.4g} or more, and {clause.limit:g} is asked for"
         for clause in clauses(accuracy, contract)
         if clause.holds and clause.near
     ]

@@ -31,6 +31,7 @@ from engines.workspace import (
     CHOICES,
     COMPILED,
     HISTOGRAMS,
+    LAYER_ERRORS,
     PHASE_RECORDS,
     PREPARED,
     PROOF,
@@ -220,7 +221,7 @@ PHASES: tuple[Phase, ...] = (
     _phase("validate", validate, VALIDATED, SAMPLES),
     _phase("prepare", prepare, PREPARED),
     _phase("calibrate", calibrate, VARIANTS),
-    _phase("quantize", quantize, QUANTIZED, CALIBRATION, HISTOGRAMS, CHOICES),
+    _phase("quantize", quantize, QUANTIZED, CALIBRATION, HISTOGRAMS, CHOICES, LAYER_ERRORS),
     _phase("compile", compile_engine, COMPILED),
     _phase("verify", verify, PROOF, REPORT),
 )

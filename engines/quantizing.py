@@ -5,6 +5,7 @@ weights rounded to the nearest or fitted to the samples, and last, where the con
 Each is kept only where the tune samples say that it helps; the verify samples are not touched.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from engines import resources
 from engines.calibrating import packed, read_observed
 from engines.calibration.thresholds import chosen
 from engines.choices import CandidateReport, Choices, Layers, MixedReport, QuantizationRecord
-from engines.errors import CalibrationError, EngineRunError
+from engines.errors import CalibrationError, CompileError, EngineRunError
+from engines.layer_errors import layer_errors
 from engines.mixing import keeps, mix
 from engines.model import load_model, save_model
 from engines.options import BuildOptions, CalibrationMethod, Effort, OnMiss, Precision
@@ -23,7 +25,16 @@ from engines.runtimes.base import Runtime
 from engines.samples import SampleSet, Splits
 from engines.tuning import Measured, Tuner
 from engines.variants import Variant
-from engines.workspace import CALIBRATION, CHOICES, HISTOGRAMS, PREPARED, QUANTIZED, SAMPLES, Workspace
+from engines.workspace import (
+    CALIBRATION,
+    CHOICES,
+    HISTOGRAMS,
+    LAYER_ERRORS,
+    PREPARED,
+    QUANTIZED,
+    SAMPLES,
+    Workspace,
+)
 
 _TRIED = (CalibrationMethod.AUTO, CalibrationMethod.ENTROPY, CalibrationMethod.MSE)
 """Kinds of thresholds between which the tune samples decide where the build leaves it to octet. AUTO is first, and
@@ -51,7 +62,7 @@ def quantize(
         UnsupportedModelError: the model's opset has no quantization.
         CalibrationError: the model fails on the samples.
     """
-    for name in (QUANTIZED, CALIBRATION, HISTOGRAMS, CHOICES):
+    for name in (QUANTIZED, CALIBRATION, HISTOGRAMS, CHOICES, LAYER_ERRORS):
         workspace.path(name).unlink(missing_ok=True)
     observed = read_observed(workspace)
     plans = [
@@ -136,7 +147,14 @@ def _worth_db(tried: _Tried) -> float:
 
 
 def _write(workspace: Workspace, plan: Plan, splits: Splits) -> None:
-    save_model(plan.write(), workspace.path(QUANTIZED))
+    quantized = plan.write()
+    save_model(quantized, workspace.path(QUANTIZED))
+    # For the report alone: a model that cannot be observed is no reason to fail.
+    with contextlib.suppress(CompileError, EngineRunError):
+        errors = layer_errors(
+            plan.observed.model, quantized, splits.tune, threads=resources.current().threads
+        )
+        workspace.path(LAYER_ERRORS).write_text(errors.model_dump_json(indent=1), encoding="utf-8")
     used = [activation.tensor for activation in plan.placement.activations]
     histograms = {name: plan.observed.histograms[name] for name in used}
     workspace.path(HISTOGRAMS).write_bytes(packed(histograms))

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import pydantic
-from pydantic import BaseModel, ConfigDict
 
 from engines.accuracy import Accuracy
 from engines.choices import Choices, Layers
 from engines.contract import Clause
 from engines.errors import InvalidArtifactError
 from engines.options import CalibrationMethod, Contract, Precision
+from engines.report_details import HistogramReport, LatencyReport, LayerErrors
+from engines.report_details import ReportPart as _Part
 
 FEW_ROWS = 32
 """Fewer verify rows than these are weak evidence: a model that fails one row in twenty passes on them, one time
@@ -30,10 +31,6 @@ class Verdict(enum.StrEnum):
     """The 8-bit engine may not answer; FP32 serves instead."""
     BELOW_CONTRACT = "below_contract"
     """The 8-bit engine misses its contract and serves all the same, as the build asked."""
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class OutputReport(_Part):
@@ -150,14 +147,6 @@ class ThresholdReport(_Part):
     method: CalibrationMethod
 
 
-class LatencyReport(_Part):
-    """Median time of one run of the engine, nothing in front of it."""
-
-    rows: int
-    fp32_ms: float
-    quantized_ms: float | None
-
-
 class Hardware(_Part):
     """Where the proof was made."""
 
@@ -198,6 +187,11 @@ class Report(_Part):
     versions: dict[str, str]
     # Seconds that each phase took.
     phases: dict[str, float]
+    # What a person has to know before they use the version, a sentence each.
+    warnings: tuple[str, ...] = ()
+    layer_errors: LayerErrors | None = None
+    # Of the activations that lose most in 8 bits, the worst first.
+    histograms: tuple[HistogramReport, ...] = ()
 
     def save(self, path: Path) -> None:
         """Writes the report as JSON."""
@@ -223,9 +217,7 @@ class Report(_Part):
 
         None where there is none, or where it is emulated: its time says nothing about 8 bits.
         """
-        if self.emulated or not self.latencies or self.latencies[-1].quantized_ms is None:
-            return None
-        return self.latencies[-1].fp32_ms / self.latencies[-1].quantized_ms
+        return None if self.emulated or not self.latencies else self.latencies[-1].speedup
 
     def summary(self) -> dict[str, Any]:
         """The figures that are shown wherever the version is, of the engine that serves."""
@@ -243,6 +235,7 @@ class Report(_Part):
             "top1_agreement": worst("top1_agreement"),
             "batchable": self.batching.batchable,
             "weak_evidence": self.evidence.weak,
+            "warnings": list(self.warnings),
             "emulated": self.emulated and self.serving is not Precision.FP32,
             "speedup": self.speedup if self.serving is not Precision.FP32 else None,
             "fp32_bytes": self.sizes.prepared_bytes,

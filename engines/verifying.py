@@ -24,7 +24,6 @@ from engines.report import (
     EngineReport,
     Evidence,
     Hardware,
-    LatencyReport,
     Report,
     Sizes,
     TaskReport,
@@ -34,12 +33,14 @@ from engines.report import (
     versions,
     weak_evidence,
 )
+from engines.report_details import LatencyReport, LayerErrors, speed_warnings
 from engines.runtimes.base import Engine, Runtime
 from engines.runtimes.reference import ReferenceSession
 from engines.samples import SampleSet, Splits
 from engines.workspace import (
     CALIBRATION,
     CHOICES,
+    LAYER_ERRORS,
     PHASE_RECORDS,
     PREPARED,
     PROOF,
@@ -49,6 +50,7 @@ from engines.workspace import (
     UPLOADED_MODEL,
     Workspace,
 )
+from engines.worst_tensors import read_histograms, worst_histograms
 
 
 def verify(
@@ -97,6 +99,8 @@ def verify(
     record = _record(workspace, options)
     eight_bit = trial is not None and end.serving is not Precision.FP32
     unbatchable = (trial.verification if trial and eight_bit else verification).unbatchable
+    thresholds = _thresholds(workspace)
+    emulated = trial is not None and runtime.emulates(options.precision)
     return Report(
         verdict=end.verdict,
         reason=end.reason,
@@ -111,12 +115,19 @@ def verify(
         sizes=_sizes(workspace),
         layers=record.layers,
         choices=record.choices,
-        thresholds=_thresholds(workspace),
+        thresholds=thresholds,
         latencies=latencies,
-        emulated=trial is not None and runtime.emulates(options.precision),
+        emulated=emulated,
         hardware=_hardware(runtime, given.threads),
         versions=versions(),
         phases=_phases(workspace) | {"verify": round(time.perf_counter() - start_s, 3)},
+        warnings=speed_warnings(latencies, emulated=emulated),
+        layer_errors=_layer_errors(workspace),
+        histograms=worst_histograms(
+            read_histograms(workspace),
+            {name: entry.threshold for name, entry in thresholds.items()},
+            options.precision,
+        ),
     )
 
 
@@ -209,6 +220,11 @@ def _thresholds(workspace: Workspace) -> dict[str, ThresholdReport]:
         return {}
     table = json.loads(path.read_bytes())["tensors"]
     return {name: ThresholdReport.model_validate(entry) for name, entry in table.items()}
+
+
+def _layer_errors(workspace: Workspace) -> LayerErrors | None:
+    path = workspace.path(LAYER_ERRORS)
+    return LayerErrors.model_validate_json(path.read_bytes()) if path.exists() else None
 
 
 def _hardware(runtime: Runtime, threads: int) -> Hardware:

@@ -3,8 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.calibration.float8 import float8_errors
 from engines.calibration.histogram import Histogram
 from engines.formats import ACTIVATION_LEVELS
+from engines.options import Precision
 
 
 def squared_errors(histogram: Histogram, thresholds: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -42,16 +44,18 @@ def squared_errors(histogram: Histogram, thresholds: NDArray[np.float64]) -> NDA
     return result
 
 
-def noise_to_signal(histogram: Histogram, threshold: float) -> float:
+def noise_to_signal(histogram: Histogram, threshold: float, precision: Precision = Precision.INT8) -> float:
     """Mean squared error at `threshold` over the mean square of the values; 0 for a tensor of zeros.
 
-    A cheap guess of what quantizing the tensor costs: it knows nothing of how the model goes on from there.
+    A cheap guess of what quantizing the tensor to INT8 or FP8 costs: it knows nothing of how the model goes on from
+    there.
     """
     centres = (np.arange(histogram.counts.size) + 0.5) * histogram.bin_width
     energy = float(np.sum(histogram.counts * centres**2))
     if not energy:
         return 0.0
-    error = float(squared_errors(histogram, np.array([threshold]))[0])
+    errors = float8_errors if precision is Precision.FP8 else squared_errors
+    error = float(errors(histogram, np.array([threshold]))[0])
     return error * int(histogram.counts.sum()) / energy
 
 

@@ -9,12 +9,26 @@ from fastapi import APIRouter, Body, Request, Response
 from fastapi.responses import FileResponse
 
 from engines import workspace
+from engines.report import Report
+from engines.report_page.page import CONTENT_SECURITY_POLICY, render
 from service.catalog import Version
 from service.context import Context
 from service.errors import BadRequestError, NotFoundError
-from service.responses import json_response
+from service.negotiation import preferred
+from service.responses import JSON, json_response
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
+
+HTML = "text/html"
+_REPORTS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": Report,
+        "description": "The report: JSON, or a page for people where Accept prefers text/html.",
+        "content": {HTML: {"schema": {"type": "string"}}},
+    }
+}
+# The two forms must not be taken for each other: by a cache, or by a browser that guesses.
+_REPORT_HEADERS = {"Vary": "Accept", "X-Content-Type-Options": "nosniff"}
 
 
 @router.get("")
@@ -46,12 +60,20 @@ async def get_version(request: Request, name: str, version: str) -> Response:
     return json_response({**_version(context, found), "files_bytes": sizes, "bytes": sum(sizes.values())})
 
 
-@router.get("/{name}/versions/{version}/report")
+@router.get("/{name}/versions/{version}/report", responses=_REPORTS)
 async def get_report(request: Request, name: str, version: str) -> Response:
-    """The report of the build, as JSON."""
+    """The report of the build: JSON, or a page for people where Accept prefers text/html."""
     context = _context(request)
     found = await _find(context, name, version)
-    return FileResponse(_file(context, found, workspace.REPORT), media_type="application/json")
+    file = _file(context, found, workspace.REPORT)
+    if preferred(",".join(request.headers.getlist("accept")), (JSON, HTML)) == JSON:
+        return FileResponse(file, media_type=JSON, headers=_REPORT_HEADERS)
+    page = await asyncio.to_thread(_page, file, f"{found.model}, version {found.number}")
+    return Response(
+        page,
+        media_type=HTML,
+        headers={**_REPORT_HEADERS, "Content-Security-Policy": CONTENT_SECURITY_POLICY},
+    )
 
 
 @router.get("/{name}/versions/{version}/artifact")
@@ -116,6 +138,10 @@ def _file(context: Context, version: Version, name: str) -> Path:
             f"version {version.number} of model {version.model!r} has no file {name}; build it again."
         )
     return context.store.path(digest)
+
+
+def _page(report: Path, title: str) -> str:
+    return render(Report.load(report), title=title)
 
 
 def _sizes(context: Context, version: Version) -> dict[str, int]:

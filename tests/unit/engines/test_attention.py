@@ -35,8 +35,8 @@ def torchlib_attention(
         "first": np.array([-(2**63)], np.int64),
         "last": np.array([2**63 - 1], np.int64),
     }
-    for name, value in numbers.items():
-        graph.constant(name, value)
+    for name, number in numbers.items():
+        graph.constant(name, number)
     query, key, value = (
         graph.node(
             "Transpose",

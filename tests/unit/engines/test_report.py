@@ -16,7 +16,6 @@ from engines.report import (
     EngineReport,
     Evidence,
     Hardware,
-    LatencyReport,
     Report,
     Sizes,
     Verdict,
@@ -25,6 +24,7 @@ from engines.report import (
     versions,
     weak_evidence,
 )
+from engines.report_details import LatencyReport, speed_warnings
 
 
 def engine(sqnr_db: float, *, miss: str | None = None) -> EngineReport:
@@ -107,6 +107,33 @@ def test_an_emulated_engine_is_called_so_and_has_no_speedup() -> None:
     assert report().summary()["emulated"] is False
     refused = report(requested=Precision.FP8, serving=Precision.FP32, emulated=True)
     assert refused.summary()["emulated"] is False, "FP32 serves, and that is no emulation"
+
+
+def test_throughput_is_written_beside_latency_and_computed_again_when_read(tmp_path: Path) -> None:
+    report().save(tmp_path / "report.json")
+    content = json.loads((tmp_path / "report.json").read_bytes())
+    last = content["latencies"][-1]
+    assert (last["fp32_rows_per_s"], last["quantized_rows_per_s"]) == (1066.7, 3200.0)
+    last["fp32_rows_per_s"] = 1e9
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    assert Report.load(tmp_path / "report.json") == report()
+    assert LatencyReport(rows=1, fp32_ms=2.0, quantized_ms=None).quantized_rows_per_s is None
+
+
+def test_an_8_bit_engine_that_is_slower_is_called_so() -> None:
+    slower = LatencyReport(rows=1, fp32_ms=1.0, quantized_ms=1.2)
+    faster = LatencyReport(rows=32, fp32_ms=30.0, quantized_ms=10.0)
+    alike = LatencyReport(rows=8, fp32_ms=8.0, quantized_ms=8.2)
+    alone = LatencyReport(rows=1, fp32_ms=1.0, quantized_ms=None)
+    assert speed_warnings((faster, alike, alone), emulated=False) == ()
+    (words,) = speed_warnings((slower, faster, alike), emulated=False)
+    assert "slower than FP32 on this machine: 1.2 ms against 1 ms for batches of 1." in words
+    assert "Build with precision fp32" in words
+    (long,) = speed_warnings((LatencyReport(rows=9, fp32_ms=1000.4, quantized_ms=1234.6),), emulated=False)
+    assert "1235 ms against 1000 ms" in long
+    (words,) = speed_warnings((slower, faster, alike), emulated=True)
+    assert "It is emulated here" in words
+    assert report(warnings=(words,)).summary()["warnings"] == [words]
 
 
 @pytest.mark.parametrize(

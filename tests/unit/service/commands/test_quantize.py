@@ -1,0 +1,74 @@
+"""Options of `octet quantize`, and what it refuses before it builds; builds are in the integration tests."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from engines.errors import InvalidOptionsError
+from engines.options import BuildOptions, CalibrationMethod, Contract, Effort, Metric, Precision
+from service.commands.quantize import BAD_INPUT, Flags, Order, build_options, run
+
+
+def test_without_flags_the_options_are_those_of_the_text() -> None:
+    assert build_options("{}", Flags()) == BuildOptions()
+    assert build_options('{"promote": false}', Flags()) == BuildOptions(promote=False)
+
+
+def test_flags_go_before_the_text_and_leave_the_rest_of_it() -> None:
+    text = '{"precision": "int8", "calibration": "max", "contract": {"metric": "cosine", "min": 0.5}}'
+    flags = Flags(precision=Precision.FP32, contract_min=0.9)
+    assert build_options(text, flags) == BuildOptions(
+        precision=Precision.FP32,
+        calibration=CalibrationMethod.MAX,
+        contract=Contract(metric=Metric.COSINE, min=0.9),
+    )
+    assert build_options("{}", Flags(contract_min=0.0)).contract.min == 0.0
+    assert build_options('{"effort": "thorough"}', Flags(effort=Effort.FAST)).effort is Effort.FAST
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "cannot be"),
+        ('{"precison": "int8"}', "unknown option 'precison'"),
+        ('{"contract": 5}', "option 'contract' cannot be 5"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_in_a_sentence(text: str, words: str) -> None:
+    with pytest.raises(InvalidOptionsError, match=words):
+        build_options(text, Flags(contract_min=1.0))
+
+
+def refused(tmp_path: Path, **changes: object) -> str:
+    model, samples = tmp_path / "model.onnx", tmp_path / "samples.npz"
+    model.write_bytes(b"not read")
+    samples.write_bytes(b"not read")
+    fields = {
+        "model": model,
+        "samples": (samples,),
+        "output": tmp_path / "out.onnx",
+        "report": None,
+        "options": "{}",
+        "flags": Flags(),
+        "threads": 1,
+    }
+    said = io.StringIO()
+    order = Order(**fields | changes)  # type: ignore[arg-type] # a test's fields are of any type
+    status = run(order, out=Console(file=io.StringIO()), progress=Console(file=said, width=1000))
+    assert status == BAD_INPUT
+    assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "samples.npz"}
+    return said.getvalue()
+
+
+def test_bad_orders_are_refused_in_one_line_before_anything_is_built(tmp_path: Path) -> None:
+    said = refused(tmp_path, report=tmp_path / "report.txt")
+    assert said == "octet: the report 'report.txt' has no known ending; end it in .html or .json.\n"
+    said = refused(
+        tmp_path, report=tmp_path / "samples.npz" / ".." / "out.html", output=tmp_path / "model.onnx"
+    )
+    assert "model.onnx is an input and would be overwritten" in said
+    assert said.count("\n") == 1
+    assert "unknown option" in refused(tmp_path, options='{"nonsense": 1}')
