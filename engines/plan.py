@@ -14,6 +14,7 @@ from engines.options import CalibrationMethod, Precision
 from engines.quantization.placement import Placement, place
 from engines.quantization.qdq import quantize_model
 from engines.quantization.reconstruction import LayerWeights, reconstruct, reconstructible
+from engines.quantization.scales import settle
 from engines.quantization.scheme import scheme_of
 from engines.runtimes.base import Runtime
 from engines.samples import SampleView
@@ -39,16 +40,17 @@ class Plan:
         cls, observed: Observed, method: CalibrationMethod, *, precision: Precision, runtime: Runtime
     ) -> Self:
         """The plan that quantizes all that can be, with weights rounded to the nearest."""
+        own = {
+            name: threshold(histogram, method, precision) for name, histogram in observed.histograms.items()
+        }
+        placement, thresholds = settle(place(observed.model, precision=precision), own)
         return cls(
             observed=observed,
             method=method,
             precision=precision,
             runtime=runtime,
-            placement=place(observed.model, precision=precision),
-            thresholds={
-                name: threshold(histogram, method, precision)
-                for name, histogram in observed.histograms.items()
-            },
+            placement=placement,
+            thresholds=thresholds,
         )
 
     def fitted(self, rows: SampleView) -> Self:
@@ -81,7 +83,9 @@ class Plan:
 
     def leaving(self, nodes: frozenset[str]) -> Self:
         """The same with the nodes of these names floating."""
-        return replace(self, placement=place(self.observed.model, exclude=nodes, precision=self.precision))
+        left = place(self.observed.model, exclude=nodes, precision=self.precision)
+        placement, thresholds = settle(left, self.thresholds)
+        return replace(self, placement=placement, thresholds=thresholds)
 
     def write(self) -> Model:
         """The 8-bit model."""

@@ -53,11 +53,11 @@ class ChannelFolder(GraphEditor):
 
     def _folds(self, tensor: str, channels: int, readers: int) -> list[Fold] | None:
         """The constants to change for `tensor`, read `readers` times, to come out scaled; None where none do."""
-        node = self._producers.get(tensor)
-        if node is None or self._uses[tensor] != readers or tensor != node.output[0]:
+        node = self._producer(tensor, readers)
+        while node is not None and node.op_type in _COMMUTING:
+            node = self._producer(node.input[0], 1)
+        if node is None:
             return None
-        if node.op_type in _COMMUTING:
-            return self._folds(node.input[0], channels, 1)
         match node.op_type:
             case "BatchNormalization":
                 folds = [Fold(node=node, index=index, apply=np.multiply) for index in (1, 2)]
@@ -68,6 +68,13 @@ class ChannelFolder(GraphEditor):
             case _:
                 return None
         return folds if all(self._fits(fold, channels) for fold in folds) else None
+
+    def _producer(self, tensor: str, readers: int) -> onnx.NodeProto | None:
+        """What computes `tensor` for `readers` readers and nobody else."""
+        node = self._producers.get(tensor)
+        return (
+            node if node is not None and self._uses[tensor] == readers and tensor == node.output[0] else None
+        )
 
     def _fits(self, fold: Fold, channels: int) -> bool:
         """Whether it is a constant with that many channels: groups of a ConvTranspose share theirs."""

@@ -73,21 +73,29 @@ class MixedPrecision:
 
 
 def groups_of(placement: Placement, estimates: Mapping[str, float] | None = None) -> tuple[Group, ...]:
-    """One group per quantized activation: the nodes that read it. No node is in two of them.
+    """One group per quantized activation: the layers and residual sums that read it. No node is in two of them.
+
+    A product of two activations brings both into one group. Concats are in none: they stay 8 bits wide for as long
+    as everything behind them is.
 
     Args:
         placement: everything that may be quantized.
         estimates: by tensor, a guess of what its group costs, for example `calibration.error.noise_to_signal`.
     """
     known = estimates or {}
-    return tuple(
-        Group(
-            tensor=activation.tensor,
-            nodes=frozenset(use.node for use in activation.uses),
-            estimate=known.get(activation.tensor, 0.0),
-        )
-        for activation in placement.activations
-    )
+    concats = frozenset(name for scale in placement.shared for name in scale.nodes)
+    groups: dict[str, Group] = {}
+    for activation in placement.activations:
+        tensor, estimate = activation.tensor, known.get(activation.tensor, 0.0)
+        nodes = frozenset(use.node for use in activation.uses) - concats
+        met = [group for group in groups.values() if group.nodes & nodes]
+        if met:
+            # What came first names the group.
+            tensor, estimate = met[0].tensor, estimate + sum(group.estimate for group in met)
+            nodes = nodes.union(*(groups.pop(group.tensor).nodes for group in met))
+        if nodes:
+            groups[tensor] = Group(tensor=tensor, nodes=nodes, estimate=estimate)
+    return tuple(groups.values())
 
 
 def target(contract: Contract) -> float:

@@ -45,6 +45,7 @@ def quantize_model(
 
     Raises:
         UnsupportedModelError: the model's opset has no quantization per channel to this type.
+        ValueError: tensors that share a scale have several thresholds.
     """
     scheme = scheme_of(precision, weight_bits=weight_bits)
     if model.opset < scheme.first_opset:
@@ -52,6 +53,13 @@ def quantize_model(
             f"the model has opset {model.opset}, and weights are quantized to {scheme.name} per channel from opset "
             f"{scheme.first_opset} on; export it with a newer opset."
         )
+    for scale in placement.shared:
+        found = {thresholds[tensor] for tensor in scale.tensors}
+        if len(found) > 1:
+            raise ValueError(
+                f"the tensors {sorted(scale.tensors)} share one scale, but have {len(found)} thresholds; bring them "
+                "together with engines.quantization.scales.settle."
+            )
     return _Writer(model, scheme).write(placement, thresholds, weights or {})
 
 

@@ -216,3 +216,14 @@ def test_constants_that_another_layer_shares_stay_for_it() -> None:
     outputs = [floats("sum", "n", CHANNELS, 8, 8)]
     model = prepare(from_proto(graph.model([floats("x", "n", CHANNELS, 8, 8)], outputs)))
     check_same_function(model, equalised(model, "layer0_node"))
+
+
+def test_long_chains_are_followed_to_their_end() -> None:
+    graph = GraphBuilder(seed=2)
+    tensor = produced(graph)
+    for number in range(3000):
+        tensor = graph.node("Relu", [tensor], f"relu{number}")
+    graph.node("Conv", [tensor, graph.weight("w", CHANNELS, CHANNELS, 1, 1)], "y")
+    outputs = [floats("y", "n", CHANNELS, 8, 8)]
+    proto = graph.model([floats("x", "n", CHANNELS, 8, 8)], outputs)
+    assert ChannelFolder(proto.graph).foldable(tensor, CHANNELS, 1)

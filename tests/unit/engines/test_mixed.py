@@ -12,6 +12,7 @@ from engines.options import Contract, Metric
 from engines.quantization.mixed import Group, MixedPrecision, groups_of, search, target
 from engines.quantization.placement import LEFT_FLOATING, place
 from tests.unit.engines import onnx_graphs
+from tests.unit.engines.onnx_graphs import GraphBuilder, floats
 
 
 def groups(count: int, estimates: Sequence[float] | None = None) -> list[Group]:
@@ -250,6 +251,37 @@ def test_groups_are_the_readers_of_a_quantizer_residual_sums_among_them() -> Non
     assert {group.tensor: group.estimate for group in groups_of(placement, {"identity": 2.5})}[
         "identity"
     ] == 2.5
+
+
+def test_products_of_two_activations_bring_both_into_one_group() -> None:
+    graph = GraphBuilder()
+    for name in ("query", "key", "other"):
+        graph.node("MatMul", ["x", graph.weight(f"{name}.w", 32, 32)], name)
+    graph.node("Transpose", ["key"], "turned", perm=[0, 2, 1])
+    for left in ("query", "other"):
+        graph.node("MatMul", [left, "turned"], f"{left}_scores")
+        graph.node("Softmax", [f"{left}_scores"], f"{left}_y")
+    outputs = [floats(f"{left}_y", "n", 6, 6) for left in ("query", "other")]
+    model = inferred(graph.model([floats("x", "n", 6, 32)], outputs))
+    found = groups_of(place(model, attention=True), {"query": 1.0, "turned": 2.0, "other": 4.0, "x": 8.0})
+    assert found == (
+        Group(tensor="x", nodes=frozenset({"query_node", "key_node", "other_node"}), estimate=8.0),
+        Group(tensor="query", nodes=frozenset({"query_scores_node", "other_scores_node"}), estimate=7.0),
+    )
+
+
+def test_concats_are_in_no_group() -> None:
+    graph = GraphBuilder()
+    for name in ("a", "b"):
+        graph.node("Conv", ["image", graph.weight(f"{name}.w", 16, 3, 1, 1)], name)
+    graph.node("Concat", ["a", "b"], "joined", axis=1)
+    graph.node("Conv", ["joined", graph.weight("c.w", 16, 32, 1, 1)], "c")
+    placement = place(inferred(graph.model([floats("image", "n", 3, 8, 8)], [floats("c", "n", 16, 8, 8)])))
+    assert len(placement.shared) == 1
+    assert [(group.tensor, group.nodes) for group in groups_of(placement)] == [
+        ("image", frozenset({"a_node", "b_node"})),
+        ("joined", frozenset({"c_node"})),
+    ]
 
 
 def test_excluded_group_takes_its_quantizer_with_it_and_is_skipped_by_name() -> None:

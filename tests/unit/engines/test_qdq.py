@@ -226,3 +226,24 @@ def test_layers_compute_with_each_channel_rounded_on_its_own_grid(name: str, axi
     found = ReferenceSession(written.SerializeToString(), threads=1).run(feeds)["scores"]
     wanted = ReferenceSession(expected.SerializeToString(), threads=1).run(feeds)["scores"]
     assert found == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+
+
+def test_products_of_two_activations_are_those_of_their_rounded_factors() -> None:
+    graph = GraphBuilder()
+    graph.node("Transpose", ["k"], "turned", perm=[0, 2, 1])
+    graph.node("Softmax", [graph.node("MatMul", ["q", "turned"], "scores")], "y")
+    proto = graph.model([floats(name, "n", 6, 32) for name in "qk"], [floats("y", "n", 6, 6)])
+    model = from_proto(onnx.shape_inference.infer_shapes(proto))
+    placement = place(model, attention=True)
+    result = quantize_model(model, placement, {"q": 2.0, "turned": 4.0}, weight_bits=8)
+    onnx.checker.check_model(result.proto, full_check=True)
+    random = np.random.default_rng(3)
+    rows = {name: random.normal(size=(5, 6, 32)).astype(np.float32) for name in "qk"}
+    outputs = ["y", next(node.output[0] for node in result.proto.graph.node if node.op_type == "MatMul")]
+    session = ReferenceSession(result.proto.SerializeToString(), outputs=outputs, threads=1)
+    q, k = (
+        dequantize(quantize(rows[name], activation_scale(top), low=-128, high=127), activation_scale(top))
+        for name, top in (("q", 2.0), ("k", 4.0))
+    )
+    found = np.asarray(session.run(rows)[outputs[1]], np.float32)
+    np.testing.assert_allclose(found, q @ k.swapaxes(1, 2), rtol=1e-5, atol=1e-5)
