@@ -11,6 +11,7 @@ import numpy as np
 from engines import resources
 from engines.calibration.histogram import Histogram
 from engines.calibration.observer import BATCH_ROWS, observe
+from engines.choices import Variant
 from engines.errors import CalibrationError, EngineRunError
 from engines.formats import WeightBits
 from engines.model import Model, load_model, save_model
@@ -19,7 +20,7 @@ from engines.quantization.placement import place, tensors
 from engines.runtimes.base import Runtime
 from engines.samples import SampleSet, SampleView
 from engines.tensors import Array
-from engines.variants import Variant, evened
+from engines.variants import evened
 from engines.workspace import PREPARED, SAMPLES, VARIANTS, Workspace
 
 _EVENING_SHARE = 0.4

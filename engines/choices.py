@@ -1,15 +1,27 @@
 """What a build tried before it settled on an 8-bit model: for the report, and for whoever reads its layers."""
 
+import enum
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import pydantic
 from pydantic import BaseModel, ConfigDict
 
 from engines.errors import InvalidArtifactError
 from engines.options import CalibrationMethod
-from engines.quantization.placement import Placement
-from engines.variants import Variant
+
+if TYPE_CHECKING:
+    # For whoever reads a report, onnx is much to load.
+    from engines.quantization.placement import Placement
+
+
+class Variant(enum.StrEnum):
+    """How a model was rewritten before it was quantized."""
+
+    PREPARED = "prepared"
+    """Not at all."""
+    EVENED = "evened"
+    """The channels of its activations were evened out, and outlier channels separated."""
 
 
 class _Part(BaseModel):
@@ -31,7 +43,7 @@ class Layers(_Part):
     skipped: tuple[SkippedLayerReport, ...] = ()
 
     @classmethod
-    def of(cls, placement: Placement) -> Self:
+    def of(cls, placement: "Placement") -> Self:
         """The layers of a placement."""
         return cls(
             quantized=tuple(weight.use.node for weight in placement.weights),

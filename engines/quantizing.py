@@ -14,7 +14,7 @@ from typing import Any
 from engines import resources
 from engines.calibrating import packed, read_observed
 from engines.calibration.thresholds import chosen
-from engines.choices import CandidateReport, Choices, Layers, MixedReport, QuantizationRecord
+from engines.choices import CandidateReport, Choices, Layers, MixedReport, QuantizationRecord, Variant
 from engines.errors import CalibrationError, CompileError, EngineRunError
 from engines.layer_errors import layer_errors
 from engines.mixing import keeps, mix
@@ -24,7 +24,6 @@ from engines.plan import Plan
 from engines.runtimes.base import Runtime
 from engines.samples import SampleSet, Splits
 from engines.tuning import Measured, Tuner
-from engines.variants import Variant
 from engines.workspace import (
     CALIBRATION,
     CHOICES,

@@ -5,7 +5,6 @@ Evening out the channels of activations (`engines.quantization.equalisation` bet
 own, and the tune samples decide between them.
 """
 
-import enum
 from collections.abc import Callable
 
 from engines.calibration.channels import ChannelRange, observe_channels
@@ -14,15 +13,6 @@ from engines.formats import WeightBits
 from engines.model import Model
 from engines.quantization import equalisation, smoothing
 from engines.samples import SampleView
-
-
-class Variant(enum.StrEnum):
-    """How a model was rewritten before it was quantized."""
-
-    PREPARED = "prepared"
-    """Not at all."""
-    EVENED = "evened"
-    """The channels of its activations were evened out, and outlier channels separated."""
 
 
 def evened(

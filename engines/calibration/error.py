@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.calibration.float8 import float8_errors
+from engines.calibration.float8_thresholds import float8_errors
 from engines.calibration.histogram import Histogram
 from engines.formats import ACTIVATION_LEVELS
 from engines.options import Precision

@@ -6,11 +6,11 @@ import onnx
 
 from engines.calibrating import Observed
 from engines.calibration.observer import observe
+from engines.choices import Variant
 from engines.options import CalibrationMethod, Precision
 from engines.plan import Plan
 from engines.quantization.placement import place, tensors
 from engines.runtimes.base import Engine, Runtime
-from engines.variants import Variant
 from tests.unit.engines.onnx_graphs import image_rows
 from tests.unit.engines.test_scales import two_branches
 

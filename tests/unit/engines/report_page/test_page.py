@@ -12,6 +12,7 @@ from engines.choices import (
     MixedPoint,
     MixedReport,
     SkippedLayerReport,
+    Variant,
 )
 from engines.options import CalibrationMethod, Contract, Metric, Precision
 from engines.report import (
@@ -25,7 +26,6 @@ from engines.report_details import HistogramReport, LatencyReport, LayerError, L
 from engines.report_page.figures import NOTHING
 from engines.report_page.page import SECTIONS, render
 from engines.report_page.sections import verdict_line
-from engines.variants import Variant
 from tests.unit.engines.report_page.parsing import Page
 from tests.unit.engines.test_report import engine, report
 
