@@ -14,8 +14,9 @@ from engines.calibration.observer import BATCH_ROWS, observe
 from engines.choices import Variant
 from engines.errors import CalibrationError, EngineRunError
 from engines.formats import WeightBits
-from engines.model import Model, load_model, save_model
+from engines.model import Model, save_model
 from engines.options import BuildOptions, Effort, Precision
+from engines.prepare import load_prepared
 from engines.quantization.placement import place, tensors
 from engines.runtimes.base import Runtime
 from engines.samples import SampleSet, SampleView
@@ -34,6 +35,8 @@ class Observed:
     variant: Variant
     model: Model
     histograms: Mapping[str, Histogram]
+    # How many nodes it has beyond those of the prepared model.
+    added_nodes: int
 
 
 def calibrate(
@@ -46,14 +49,14 @@ def calibrate(
     """
     for stale in workspace.list(VARIANTS):
         workspace.path(stale).unlink()
-    model = load_model(workspace.path(PREPARED))
+    model = load_prepared(workspace.path(PREPARED))
     rows = SampleSet.open(workspace.root / SAMPLES).split().calibrate
     try:
         models = _variants(model, rows, options, runtime, lambda done: progress(_EVENING_SHARE * done))
         share = (1 - _EVENING_SHARE) / len(models)
         for number, (variant, each) in enumerate(models.items()):
             told = functools.partial(_tell, progress, _EVENING_SHARE + number * share, share)
-            histograms = _histograms(each, rows, options.precision, told)
+            histograms = _histograms(each, rows, options, told)
             if variant is not Variant.PREPARED:
                 save_model(each, workspace.path(_model(variant)))
             workspace.path(_seen(variant)).write_bytes(packed(histograms))
@@ -68,17 +71,29 @@ def calibrate(
     }
 
 
+def tries_attention(options: BuildOptions) -> bool:
+    """Whether the products of queries and keys may be quantized: FP8 has rules of its own for attention."""
+    return options.precision is Precision.INT8 and options.effort is not Effort.FAST
+
+
 def read_observed(workspace: Workspace) -> list[Observed]:
     """What calibration saw, the model as it was prepared first."""
-    return [
-        Observed(
-            variant=variant,
-            model=load_model(workspace.path(PREPARED if variant is Variant.PREPARED else _model(variant))),
-            histograms=unpacked(workspace.path(_seen(variant)).read_bytes()),
+    prepared = load_prepared(workspace.path(PREPARED))
+    found = []
+    for variant in Variant:
+        if not workspace.path(_seen(variant)).exists():
+            continue
+        rewritten = variant is not Variant.PREPARED
+        model = load_prepared(workspace.path(_model(variant))) if rewritten else prepared
+        found.append(
+            Observed(
+                variant=variant,
+                model=model,
+                histograms=unpacked(workspace.path(_seen(variant)).read_bytes()),
+                added_nodes=len(model.proto.graph.node) - len(prepared.proto.graph.node),
+            )
         )
-        for variant in Variant
-        if workspace.path(_seen(variant)).exists()
-    ]
+    return found
 
 
 def packed(histograms: Mapping[str, Histogram]) -> bytes:
@@ -122,9 +137,10 @@ def _variants(
 
 
 def _histograms(
-    model: Model, rows: SampleView, precision: Precision, progress: Callable[[float], None]
+    model: Model, rows: SampleView, options: BuildOptions, progress: Callable[[float], None]
 ) -> dict[str, Histogram]:
-    names = list(tensors(place(model, precision=precision)))
+    placement = place(model, precision=options.precision, attention=tries_attention(options))
+    names = list(tensors(placement))
     if not names:
         return {}
     return observe(

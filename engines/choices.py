@@ -62,6 +62,8 @@ class CandidateReport(_Part):
     calibration: CalibrationMethod
     # Whether the weights were fitted to the samples; else they are rounded to the nearest.
     fitted: bool
+    # Whether the products of queries and keys are in 8 bits.
+    attention: bool
     # Of the worst output; None where the runtime could not run it.
     sqnr_db: float | None
     # Median time of a batch of the tune samples.

@@ -34,6 +34,8 @@ class Plan:
     thresholds: Mapping[str, float]
     # By node, weights that were fitted to their inputs; others are rounded to the nearest.
     weights: Mapping[str, LayerWeights] | None = None
+    # Whether the products of queries and keys are quantized as well.
+    attention: bool = False
 
     @classmethod
     def of(
@@ -81,9 +83,13 @@ class Plan:
         scheme = scheme_of(self.precision, weight_bits=self.runtime.weight_bits())
         return replace(self, weights=reconstruct(model, layers, moments, scheme.weights))
 
+    def with_attention(self) -> Self:
+        """The same with the products of queries and keys quantized, where the model has any."""
+        return replace(self, attention=True).leaving(frozenset())
+
     def leaving(self, nodes: frozenset[str]) -> Self:
         """The same with the nodes of these names floating."""
-        left = place(self.observed.model, exclude=nodes, precision=self.precision)
+        left = place(self.observed.model, exclude=nodes, precision=self.precision, attention=self.attention)
         placement, thresholds = settle(left, self.thresholds)
         return replace(self, placement=placement, thresholds=thresholds)
 

@@ -1,12 +1,14 @@
 """The FP32 model as it is observed, quantized and, where 8 bits may not, served."""
 
+from pathlib import Path
+
 import onnx
 import onnx.shape_inference
 from onnx import TensorProto
 
 from engines.errors import UnsupportedModelError
 from engines.growth import GROWING, check_growth, constant_tensors, grown_elements
-from engines.model import Model, from_proto
+from engines.model import Model, from_proto, load_model
 from engines.model_checks import check_tensor_size, default_opset, one_sentence
 from engines.preparation.attention import simplify_attention
 from engines.preparation.batch_norm import fold_batch_norms
@@ -51,10 +53,24 @@ def prepare(model: Model) -> Model:
     simplify_attention(graph)
     name_nodes(graph)
     set_ir_version(proto)
+    return _with_shapes(proto)
+
+
+def load_prepared(path: Path) -> Model:
+    """Reads a model that `prepare` made, or that was made of one: with its shapes, which no file is trusted with.
+
+    Raises:
+        InvalidModelError, UnsupportedModelError: the file is not what was written.
+    """
+    return _with_shapes(load_model(path).proto)
+
+
+def _with_shapes(proto: onnx.ModelProto) -> Model:
+    """The model, with every shape that can be inferred written into the proto."""
     values = _infer(proto, data_prop=False)
-    if _may_propagate(graph, values):
+    if _may_propagate(proto.graph, values):
         values = _infer(proto, data_prop=True)
-    _note_shapes(graph, values)
+    _note_shapes(proto.graph, values)
     return from_proto(proto)
 
 

@@ -5,6 +5,7 @@ Evening out the channels of activations (`engines.quantization.equalisation` bet
 own, and the tune samples decide between them.
 """
 
+import itertools
 from collections.abc import Callable
 
 from engines.calibration.channels import ChannelRange, observe_channels
@@ -14,6 +15,9 @@ from engines.model import Model
 from engines.quantization import equalisation, smoothing
 from engines.samples import SampleView
 
+EVENING_ROWS = 256
+"""Samples that are enough to see how unlike the channels are: what is done about it is proven on others."""
+
 
 def evened(
     model: Model, rows: SampleView, *, bits: WeightBits, threads: int, progress: Callable[[float], None]
@@ -22,7 +26,7 @@ def evened(
 
     Args:
         model: prepared.
-        rows: to observe the channels on.
+        rows: to observe the channels on, `EVENING_ROWS` of them at most.
         bits: of the weights that it will be quantized with.
         threads: processors to use.
         progress: takes the share that is done, 0 to 1.
@@ -36,12 +40,13 @@ def evened(
         if not tensors:
             return {}
         size = model.fixed_rows or BATCH_ROWS
+        batches = rows.batches(size, whole=model.fixed_rows is not None)
         return observe_channels(
             model,
             tensors,
-            rows.batches(size, whole=model.fixed_rows is not None),
+            itertools.islice(batches, -(-EVENING_ROWS // size)),
             threads=threads,
-            progress=lambda seen: progress(min(1.0, start + 0.5 * seen / rows.rows)),
+            progress=lambda seen: progress(min(1.0, start + 0.5 * seen / EVENING_ROWS)),
             axis=axis,
         )
 

@@ -38,7 +38,7 @@ def plan_of(*, reader: bool) -> Plan:
     histograms = observe(
         model, list(tensors(place(model))), [{"image": image_rows(8)}], threads=1, progress=lambda _: None
     )
-    observed = Observed(variant=Variant.PREPARED, model=model, histograms=histograms)
+    observed = Observed(variant=Variant.PREPARED, model=model, histograms=histograms, added_nodes=0)
     return Plan.of(observed, CalibrationMethod.MAX, precision=Precision.INT8, runtime=EightBits())
 
 

@@ -61,6 +61,7 @@ def choices(name: str, *, points: int = 2) -> Choices:
             variant=Variant.EVENED if fitted else Variant.PREPARED,
             calibration=CalibrationMethod.MSE,
             fitted=fitted,
+            attention=False,
             sqnr_db=30.0 + fitted,
             batch_ms=2.5,
             size_bytes=2048,
