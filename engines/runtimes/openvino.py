@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 from engines.errors import CompileError, EngineError, EngineRunError
 from engines.model_signature import input_specs, output_specs
 from engines.options import Precision
+from engines.quantization.arrived import quantizers_are_kept
 from engines.quantization.unsigned import refine_unsigned
 from engines.runtimes.base import Engine, Runtime, Slot
 from engines.runtimes.engine_cache import EngineCache
@@ -66,6 +67,7 @@ class OpenVINORuntime(Runtime):
 
     name = "openvino"
     unsigned_activations = True
+    takes_asymmetric = True
 
     def __init__(self, *, static_shapes: bool | None = None) -> None:
         """Starts nothing yet.
@@ -111,6 +113,8 @@ def _content(model: Path) -> bytes:
         proto = onnx.load_model_from_string(content)
     except DecodeError:
         return content  # what is wrong with it is said where it is read
+    if quantizers_are_kept(proto):
+        return content  # with a finer step it would be another model than the one that was trained
     refined: bytes = refine_unsigned(proto).SerializeToString(deterministic=True)
     return refined
 
