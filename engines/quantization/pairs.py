@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.preparation.tidying import fresh_name, tensor_names
+from engines.preparation.tidying import fresh_name, remove_dead_nodes, tensor_names
 from engines.quantization.quantizers import DEQUANTIZE, QUANTIZE, Quantizer, readers
 from engines.tensors import Array
 
@@ -50,6 +50,7 @@ def fold_constant_codes(proto: onnx.ModelProto, quantizers: _Quantizers) -> onnx
         codes = quantizers[node.name].codes(numpy_helper.to_array(tensor))
         graph.initializer.append(numpy_helper.from_array(codes, node.output[0]))
     _replace_nodes(graph, kept)
+    remove_dead_nodes(graph)
     return folded
 
 
