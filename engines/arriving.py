@@ -21,11 +21,12 @@ from engines.model import Model, from_proto, load_model, save_model
 from engines.naming import quote
 from engines.options import BuildOptions, Precision
 from engines.prepare import prepare
-from engines.quantization.arrived import Arrived, describe_arrived, keep_quantizers, producer
+from engines.quantization.arrived import Arrived, describe_arrived, producer
 from engines.quantization.narrowing import WIDEST_SAFE_CODE, narrow_weights, widest_code
 from engines.quantization.pairs import fold_constant_codes, without_pairs
 from engines.quantization.quantizers import is_quantized, read_quantizers
 from engines.quantization.symmetric import make_symmetric
+from engines.quantization.unsigned import keep_quantizers
 from engines.runtimes.base import Runtime
 from engines.samples import SampleSet, SampleView, Splits
 from engines.tuning import Tuner

@@ -78,9 +78,7 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
     return functional.grid_sample(images, grid, align_corners=False)
 
 
-def train(
-    model: DigitClassifier, images: Tensor, labels: Tensor, *, epochs: int = EPOCHS
-) -> DigitClassifier:
+def train(model: DigitClassifier, images: Tensor, labels: Tensor, *, epochs: int = EPOCHS) -> DigitClassifier:
     """One-cycle AdamW with label smoothing."""
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.02)
     steps = epochs * -(-len(images) // BATCH_ROWS)

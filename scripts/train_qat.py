@@ -12,6 +12,7 @@ where they may be negative) and one step per tensor. Two models come of it, writ
 """
 
 import copy
+import itertools
 from pathlib import Path
 from typing import cast
 
@@ -111,7 +112,7 @@ def fused(model: DigitClassifier) -> DigitClassifier:
     model = copy.deepcopy(model).eval()
     for sequence in (model.body, *(part.body for part in model.body if isinstance(part, Residual))):
         layers = list(sequence)
-        for place, (layer, norm) in enumerate(zip(layers, layers[1:], strict=False)):
+        for place, (layer, norm) in enumerate(itertools.pairwise(layers)):
             if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 sequence[place] = fuse_conv_bn_eval(layer, norm)
                 sequence[place + 1] = nn.Identity()
@@ -175,9 +176,12 @@ def main() -> None:
     with np.load(FOLDER / "digits.npz") as digits:
         images = torch.from_numpy(digits["images"].astype(np.float32))
         labels = torch.from_numpy(digits["labels"].astype(np.int64))
-    known, kept = (images[:TRAINING_ROWS], labels[:TRAINING_ROWS]), (
-        images[TRAINING_ROWS:],
-        labels[TRAINING_ROWS:],
+    known, kept = (
+        (images[:TRAINING_ROWS], labels[:TRAINING_ROWS]),
+        (
+            images[TRAINING_ROWS:],
+            labels[TRAINING_ROWS:],
+        ),
     )
     fp32 = train(DigitClassifier(CHANNELS, ENLARGEMENT), *known, epochs=FP32_EPOCHS)
     print(f"FP32: top-1 on {len(kept[1])} images kept aside: {accuracy(fp32, *kept):.2%}")

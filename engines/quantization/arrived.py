@@ -10,9 +10,6 @@ from engines.quantization.pairs import MOVING
 from engines.quantization.placement import LayerKind
 from engines.quantization.quantizers import DEQUANTIZE, read_quantizers
 
-_MARK = "octet.quantizers"
-_KEPT = "as trained"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Arrived:
@@ -57,18 +54,6 @@ def producer(proto: onnx.ModelProto) -> str | None:
     """Name and version of the tool that wrote a model, on one line and short."""
     words = " ".join(f"{proto.producer_name} {proto.producer_version}".split())
     return "".join(char for char in words if char.isprintable())[:80] or None
-
-
-def keep_quantizers(proto: onnx.ModelProto) -> None:
-    """Marks a model as one whose weights were trained for its quantizers: no runtime may refine them."""
-    onnx.helper.set_model_props(
-        proto, {**{entry.key: entry.value for entry in proto.metadata_props}, _MARK: _KEPT}
-    )
-
-
-def quantizers_are_kept(proto: onnx.ModelProto) -> bool:
-    """Whether a model bears the mark of `keep_quantizers`."""
-    return any(entry.key == _MARK and entry.value == _KEPT for entry in proto.metadata_props)
 
 
 def _layers(graph: onnx.GraphProto) -> tuple[tuple[str, ...], dict[str, str]]:

@@ -21,7 +21,6 @@ from google.protobuf.message import DecodeError
 from engines.errors import CompileError, EngineError, EngineRunError
 from engines.model_signature import input_specs, output_specs
 from engines.options import Precision
-from engines.quantization.arrived import quantizers_are_kept
 from engines.quantization.unsigned import refine_unsigned
 from engines.runtimes.base import Engine, Runtime, Slot
 from engines.runtimes.engine_cache import EngineCache
@@ -113,8 +112,6 @@ def _content(model: Path) -> bytes:
         proto = onnx.load_model_from_string(content)
     except DecodeError:
         return content  # what is wrong with it is said where it is read
-    if quantizers_are_kept(proto):
-        return content  # with a finer step it would be another model than the one that was trained
     refined: bytes = refine_unsigned(proto).SerializeToString(deterministic=True)
     return refined
 

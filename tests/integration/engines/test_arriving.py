@@ -22,7 +22,7 @@ from engines.building import quantize
 from engines.errors import EngineRefusedError, UnsupportedModelError
 from engines.formats import sqnr_db
 from engines.loading import load_engine
-from engines.options import BuildOptions, Contract, Precision
+from engines.options import BuildOptions, Contract, Metric, Precision
 from engines.proof import Proof
 from engines.report import Report, Verdict
 from engines.runtimes import openvino
@@ -250,7 +250,7 @@ def test_where_the_engine_misses_the_graph_without_rounding_serves_if_it_keeps_t
     model = like_nncf()
     report = build(tmp_path, model, rows_for(model, 40))
     assert (report.verdict, report.serving) == (Verdict.REFUSED, Precision.FP32)
-    assert str(report.reason).startswith("the 8-bit engine reaches sqnr_db ")
+    assert str(report.reason).startswith("the 8-bit engine misses its contract")
     assert str(report.reason).endswith("so the graph without its rounding serves.")
     found, precision = served(tmp_path, rows_for(model, 32))
     assert precision is Precision.FP32
@@ -261,7 +261,7 @@ def test_where_that_misses_too_nothing_is_published(tmp_path: Path, monkeypatch:
     model = coarse(1.0)
     assert build(tmp_path, model, rows_for(model, 40)).serving is Precision.INT8
     spoil(monkeypatch)
-    with pytest.raises(EngineRefusedError, match=r"8-bit engine .*, and the engine without rounding reaches"):
+    with pytest.raises(EngineRefusedError, match=r"8-bit engine .*, and the engine without rounding misses"):
         build(tmp_path, model, rows_for(model, 40))
 
 
@@ -295,7 +295,7 @@ def test_fp32_serves_the_quantized_graph_as_it_is(tmp_path: Path) -> None:
     options = BuildOptions.parse({"precision": "fp32", "batching": {"max_batch_rows": 4}})
     model = coarse(1.0)
     report = build(tmp_path, model, rows_for(model, 40), options)
-    assert (report.verdict, report.serving, report.int8) == (Verdict.ACCEPTED, Precision.FP32, None)
+    assert (report.verdict, report.serving, report.quantized) == (Verdict.ACCEPTED, Precision.FP32, None)
     assert report.arrived is not None
     assert report.arrived.without_pairs == ()
     assert not (tmp_path / "build" / QUANTIZED).exists()
@@ -350,6 +350,6 @@ def test_a_miss_for_want_of_vnni_is_named(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_contracts_may_be_stricter(tmp_path: Path) -> None:
     model = like_nncf()
-    options = SMALL.model_copy(update={"contract": Contract(min=190)})
+    options = SMALL.model_copy(update={"contract": Contract(metric=Metric.SQNR_DB, min=190)})
     with pytest.raises(EngineRefusedError, match="its contract asks for 190"):
         build(tmp_path, model, rows_for(model, 40), options)

@@ -1,10 +1,8 @@
-import onnx
-
 from engines.model import from_proto
 from engines.prepare import prepare
-from engines.quantization.arrived import describe_arrived, keep_quantizers, producer, quantizers_are_kept
+from engines.quantization.arrived import describe_arrived, producer
 from tests.unit.engines.arrived_graphs import like_nncf, like_pytorch, like_tf2onnx
-from tests.unit.engines.onnx_graphs import GraphBuilder, conv_net, floats
+from tests.unit.engines.onnx_graphs import conv_net
 
 
 def test_producer_layers_and_asymmetry_are_told() -> None:
@@ -42,16 +40,3 @@ def test_the_producer_is_one_short_line() -> None:
     assert name is not None
     assert name.startswith("a b[1mc")
     assert len(name) == 80
-
-
-def test_a_mark_says_that_no_runtime_may_refine_the_quantizers() -> None:
-    graph = GraphBuilder()
-    graph.node("Relu", ["x"], "y")
-    proto = graph.model([floats("x", "n", 3)], [floats("y", "n", 3)])
-    onnx.helper.set_model_props(proto, {"author": "someone"})
-    assert not quantizers_are_kept(proto)
-    keep_quantizers(proto)
-    keep_quantizers(proto)
-    assert quantizers_are_kept(proto)
-    assert {entry.key: entry.value for entry in proto.metadata_props}["author"] == "someone"
-    assert len(proto.metadata_props) == 2
