@@ -56,16 +56,22 @@ def arrive(
         arrived = _described(uploaded, prepared)
         floating = _marked(prepared.proto)
     else:
-        arrived = describe_arrived(uploaded.proto, prepared)
+        stored = _with_stored_codes(prepared)
+        arrived = describe_arrived(uploaded.proto, stored)
         if options.precision is not Precision.INT8:
             raise InvalidOptionsError(
                 f"{arrived.describe()}, in INT8, and cannot be built in {options.precision.value}: ask for precision"
                 " int8, which keeps its quantizers, or upload the FP32 model."
             )
-        quantizers = read_quantizers(prepared.proto.graph)
-        floating = prepare(from_proto(without_pairs(prepared.proto, quantizers)))
+        quantizers = read_quantizers(stored.proto.graph)
+        floating = prepare(from_proto(without_pairs(stored.proto, quantizers)))
     workspace.path(ARRIVED).write_text(json.dumps(dataclasses.asdict(arrived), indent=1), encoding="utf-8")
     return floating, {"arrived": arrived.describe(), "layers_quantized": len(arrived.layers)}
+
+
+def _with_stored_codes(prepared: Model) -> Model:
+    """The model with its weights stored as codes, whatever becomes of the codes before they are dequantized."""
+    return prepare(from_proto(fold_constant_codes(prepared.proto, read_quantizers(prepared.proto.graph))))
 
 
 def _described(uploaded: Model, prepared: Model) -> Arrived:
@@ -100,9 +106,8 @@ def write_arrived(
         EngineRunError: the model fails on the tune samples.
     """
     workspace.path(QUANTIZED).unlink(missing_ok=True)
-    prepared = prepare(load_model(workspace.path(UPLOADED_MODEL)))
-    folded = fold_constant_codes(prepared.proto, read_quantizers(prepared.proto.graph))
-    symmetric, asymmetric = make_symmetric(folded, read_quantizers(folded.graph))
+    stored = _with_stored_codes(prepare(load_model(workspace.path(UPLOADED_MODEL))))
+    symmetric, asymmetric = make_symmetric(stored.proto, read_quantizers(stored.proto.graph))
     if asymmetric and not runtime.takes_asymmetric:
         shown = ", ".join(quote(name) for name in asymmetric[:5])
         raise UnsupportedModelError(

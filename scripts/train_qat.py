@@ -18,6 +18,7 @@ from typing import cast
 
 import numpy as np
 import torch
+import torch.ao.quantization.fx._decomposed  # which registers the operators that are exported as Q/DQ
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -33,6 +34,8 @@ from scripts.train_digits import (
     strip_provenance,
     train,
 )
+
+QUANTIZED = torch.ops.quantized_decomposed
 
 BITS = 3
 CHANNELS = 24
@@ -51,26 +54,30 @@ class Quantizer(nn.Module):
         super().__init__()
         self.step = nn.Parameter(torch.from_numpy(step))
         self.low, self.high, self.axis = low, high, axis
-        # Set for export: the rounding is then written as operators.
-        self.as_operators = False
+        # The step as a number, set for export: the rounding is then written as operators.
+        self.exported: float | None = None
 
     def forward(self, values: Tensor) -> Tensor:
         """The same shape, on the grid."""
         step = self.step if self.axis is None else self.step.reshape(-1, *(1,) * (values.ndim - 1))
-        if self.as_operators:
-            return self._operators(torch.clamp(values, self.low * step, self.high * step))
+        if self.exported is not None:
+            return self._operators(values, self.exported)
         # LSQ's gradient scale keeps the step from moving faster than the weights.
         factor = (values.numel() / self.step.numel() * self.high) ** -0.5
         step = (step - step * factor).detach() + step * factor
         scaled = torch.clamp(values / step, self.low, self.high)
         return (scaled + (scaled.round() - scaled).detach()) * step
 
-    def _operators(self, values: Tensor) -> Tensor:
-        low, high = -128, 127
+    def _operators(self, values: Tensor, step: float) -> Tensor:
+        """QuantizeLinear and DequantizeLinear with INT8, whose range is wider: a Clip in front keeps the codes few."""
+        limits = (-128, 127, torch.int8)
         if self.axis is None:
-            return torch.fake_quantize_per_tensor_affine(values, self.step.item(), 0, low, high)
-        zero = torch.zeros(len(self.step), dtype=torch.int32)
-        return torch.fake_quantize_per_channel_affine(values, self.step.detach(), zero, self.axis, low, high)
+            clipped = torch.clamp(values, self.low * step, self.high * step)
+            codes = QUANTIZED.quantize_per_tensor(clipped, step, 0, *limits)
+            return cast("Tensor", QUANTIZED.dequantize_per_tensor(codes, step, 0, *limits))
+        zeros = torch.zeros(len(self.step), dtype=torch.int8)
+        codes = QUANTIZED.quantize_per_channel(values, self.step, zeros, self.axis, *limits)
+        return cast("Tensor", QUANTIZED.dequantize_per_channel(codes, self.step, zeros, self.axis, *limits))
 
 
 class QuantizedLayer(nn.Module):
@@ -152,10 +159,12 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 def export(model: nn.Module, example: Tensor, target: Path) -> None:
     """Writes `model` as Q/DQ ONNX with a free batch."""
-    model = copy.deepcopy(model).eval()
-    for part in model.modules():
-        if isinstance(part, Quantizer):
-            part.as_operators = True
+    model = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
+    for part in list(model.modules()):
+        if isinstance(part, QuantizedLayer):
+            weights = part.of_weights
+            part.layer.weight.copy_(weights(part.layer.weight))
+            weights.exported, part.of_inputs.exported = 0.0, part.of_inputs.step.item()
     torch.onnx.export(
         model,
         (example,),

@@ -57,7 +57,7 @@ def fold_constant_codes(proto: onnx.ModelProto, quantizers: _Quantizers) -> onnx
 def without_pairs(proto: onnx.ModelProto, quantizers: _Quantizers) -> onnx.ModelProto:
     """A copy without rounding: see the module. Its Identity nodes and dead constants are left to be prepared away.
 
-    A Q whose codes go elsewhere than to a DQ of the same grid (to an output of the model, into arithmetic) stays,
+    Constants are expected as codes, with `fold_constant_codes`. A Q whose codes go elsewhere than to a DQ of the same grid (to an output of the model, into arithmetic) stays,
     and so does a DQ of codes that come from outside.
     """
     return _Remover(proto, quantizers).remove()
@@ -65,7 +65,8 @@ def without_pairs(proto: onnx.ModelProto, quantizers: _Quantizers) -> onnx.Model
 
 class _Remover:
     def __init__(self, proto: onnx.ModelProto, quantizers: _Quantizers) -> None:
-        self._proto = fold_constant_codes(proto, quantizers)
+        self._proto = onnx.ModelProto()
+        self._proto.CopyFrom(proto)
         self._graph = self._proto.graph
         self._quantizers = quantizers
         self._constants = {tensor.name: tensor for tensor in self._graph.initializer}

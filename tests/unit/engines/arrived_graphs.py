@@ -72,7 +72,7 @@ def stored(graph: GraphBuilder, name: str, shape: Sequence[int], axis: int = 0, 
 
 
 def like_pytorch(*, opset: int = 17, levels: int = 127) -> onnx.ModelProto:
-    """Float weights with Q and DQ behind them; unsigned activations of 7 bits, their codes clipped."""
+    """Float weights with Q and DQ behind them; unsigned activations of 7 bits; codes that are clipped."""
     graph = GraphBuilder(opset=opset)
 
     def seven_bits(source: str, scale: float, zero_point: int) -> str:
@@ -83,7 +83,11 @@ def like_pytorch(*, opset: int = 17, levels: int = 127) -> onnx.ModelProto:
 
     def weight(name: str, *shape: int) -> str:
         graph.weight(name, *shape)
-        return pair(graph, name, weight_scales(value_of(graph, name), 0, levels), axis=0)
+        scales = weight_scales(value_of(graph, name), 0, levels)
+        codes, parameters = quantize(graph, name, scales, axis=0)
+        low, high = (graph.constant(f"{name}_{n}", np.array(n, np.int8)) for n in (-127, 127))
+        clipped = graph.node("Clip", [codes, low, high], f"{name}_clipped")
+        return graph.node("DequantizeLinear", [clipped, *parameters], f"{name}_real", axis=0)
 
     image = seven_bits("image", 0.05, 64)
     graph.node("Conv", [image, weight("w1", CHANNELS, 3, 3, 3)], "conv1", pads=[1, 1, 1, 1])
