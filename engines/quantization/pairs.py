@@ -57,8 +57,8 @@ def fold_constant_codes(proto: onnx.ModelProto, quantizers: _Quantizers) -> onnx
 def without_pairs(proto: onnx.ModelProto, quantizers: _Quantizers) -> onnx.ModelProto:
     """A copy without rounding: see the module. Its Identity nodes and dead constants are left to be prepared away.
 
-    Constants are expected as codes, with `fold_constant_codes`. A Q whose codes go elsewhere than to a DQ of the same grid (to an output of the model, into arithmetic) stays,
-    and so does a DQ of codes that come from outside.
+    Constants are expected as codes, which `fold_constant_codes` makes of them. A Q whose codes go elsewhere than to
+    a DQ of the same grid (to an output of the model, into arithmetic) stays, and so does a DQ of codes from outside.
     """
     return _Remover(proto, quantizers).remove()
 
