@@ -38,7 +38,7 @@ from scripts.train_digits import (
 QUANTIZED = torch.ops.quantized_decomposed
 
 BITS = 3
-CHANNELS = 24
+CHANNELS = 16
 ENLARGEMENT = 2.0
 FP32_EPOCHS = 40
 QAT_EPOCHS = 20

@@ -145,3 +145,14 @@ def test_the_model_itself_is_not_changed() -> None:
     before = prepared.proto.SerializeToString(deterministic=True)
     without_pairs(prepared.proto, read_quantizers(prepared.proto.graph))
     assert prepared.proto.SerializeToString(deterministic=True) == before
+
+
+def test_codes_that_are_an_output_of_the_model_stay_codes() -> None:
+    graph = GraphBuilder(opset=21)
+    codes, parameters = quantize(graph, "x", 0.02)
+    graph.node("DequantizeLinear", [codes, *parameters], "y")
+    also = onnx.helper.make_tensor_value_info(codes, onnx.TensorProto.INT8, ["n", 4, 4])
+    proto = graph.model([floats("x", "n", 4, 4)], [also, floats("y", "n", 4, 4)])
+    found = run(removed(proto).proto, X)
+    assert found.dtype == np.int8
+    np.testing.assert_array_equal(np.asarray(found, int), np.asarray(run(proto, X), int))

@@ -145,3 +145,18 @@ def test_an_output_type_gives_way_to_that_of_the_zero_point() -> None:
 @pytest.mark.parametrize(("export", "left"), [(like_nncf, 0), (like_pytorch, 6)])
 def test_exports(export: Callable[[], onnx.ModelProto], left: int) -> None:
     assert len(symmetric(export())[1]) == left
+
+
+def test_every_channel_must_have_the_zero_point_128() -> None:
+    proto = weighed(unsigned(128), 0.1, 128)
+    prepared = prepare(from_proto(proto)).proto
+    graph = prepared.graph
+    spread = np.array([128, 128, 128, 127], np.uint8)
+    for tensor in graph.initializer:
+        if tensor.name == "x_zero":
+            tensor.CopyFrom(onnx.numpy_helper.from_array(spread, tensor.name))
+        elif tensor.name == "x_scale":
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(4, 0.03, np.float32), tensor.name))
+    found, left = make_symmetric(prepared, read_quantizers(graph))
+    assert left == ("x_codes_node", "x_real_node")
+    np.testing.assert_array_equal(run(found), run(prepared))
