@@ -376,3 +376,16 @@ def test_another_precision_than_the_one_it_arrived_in_is_refused(tmp_path: Path)
         InvalidOptionsError, match=r"arrived quantized by pytorch 2\.5\.1, in INT8, and cannot be"
     ):
         build(tmp_path, model, rows_for(model, 40), fp8)
+
+
+def test_a_runtime_that_takes_symmetric_quantizers_only_refuses_others_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OpenVINORuntime, "takes_asymmetric", False)
+    model = like_pytorch()
+    with pytest.raises(
+        UnsupportedModelError, match=r"openvino takes symmetric INT8 only, and 6 nodes .*'image_codes_"
+    ):
+        build(tmp_path, model, rows_for(model, 40))
+    model = like_nncf()
+    assert build(tmp_path, model, rows_for(model, 40)).serving is Precision.INT8
