@@ -178,7 +178,7 @@ def contract_value(accuracy: Accuracy, contract: Contract) -> float:
     return accuracy.value(Metric.SQNR_DB if floating else Metric.EQUAL_SHARE)
 
 
-def contract_miss(accuracy: Accuracy, contract: Contract) -> str | None:
+def contract_miss(accuracy: Accuracy, contract: Contract, engine: str = "the 8-bit engine") -> str | None:
     """Why the contract does not hold, as part of a sentence: its worst clause. None where it holds.
 
     Raises:
@@ -190,7 +190,7 @@ def contract_miss(accuracy: Accuracy, contract: Contract) -> str | None:
     # Where the SQNR is missed, it is what people know; the other clauses close gaps.
     noisy = [clause for clause in missed if clause.measure == "sqnr_db"]
     more = f" ({len(missed) - 1} more of its clauses are missed)" if len(missed) > 1 else ""
-    return f"the 8-bit engine misses its contract{more}: {worst_clause(noisy or missed).describe()}"
+    return f"{engine} misses its contract{more}: {worst_clause(noisy or missed).describe()}"
 
 
 def doubts(accuracy: Accuracy, contract: Contract) -> tuple[str, ...]:

@@ -1,11 +1,16 @@
 """From a version's files to the engine that may answer for it on this machine."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
 
 from engines.errors import CompileError, EngineRefusedError
 from engines.options import BuildOptions, Precision
 from engines.proof import Proof, Verification
+from engines.quantization.narrowing import WIDEST_SAFE_CODE, widest_code
 from engines.runtimes.base import Engine, Runtime
 from engines.runtimes.openvino import OpenVINORuntime
 from engines.workspace import PREPARED, PROOF, QUANTIZED
@@ -56,7 +61,7 @@ def load_engine(
     runtime = OpenVINORuntime()
     proof = Proof.load(folder / PROOF)
     proof.check(folder)
-    refusal = None
+    refusal, trial = None, None
     if options.precision is not Precision.FP32:
         if QUANTIZED in proof.hashes:
             trial = try_engine(
@@ -64,12 +69,15 @@ def load_engine(
             )
             if trial.engine is not None and trial.verification.holds:
                 return _loaded(trial.engine, trial.verification, refusal=None)
-            refusal = f"{trial.verification.miss}, so FP32 serves."
+            refusal = f"{trial.verification.miss}, so {fallback(proof)} serves."
             if trial.engine is not None:
                 trial.engine.close()
         else:
             refusal = "no layer of the model can run in 8 bits, so FP32 serves."
     engine, verification = fp32_engine(runtime, folder, proof, threads=threads, cache=cache)
+    if not verification.holds:
+        engine.close()
+        raise EngineRefusedError(no_engine(trial.verification if trial else None, verification))
     return _loaded(engine, verification, refusal=refusal)
 
 
@@ -78,13 +86,15 @@ def fp32_engine(
 ) -> tuple[Engine, Verification]:
     """The FP32 engine, which has to reproduce FP32's answers.
 
+    Of a model that arrived quantized, it is the engine without rounding. That need not hold: see its verification.
+
     Raises:
-        EngineRefusedError: it does not.
+        EngineRefusedError: it does not, and the model did not arrive quantized.
         CompileError: the model cannot be compiled.
     """
     engine = runtime.compile(folder / PREPARED, threads=threads, cache=cache)
     verification = proof.replay(engine, Precision.FP32)
-    if not verification.holds:
+    if not verification.holds and not proof.arrived:
         engine.close()
         raise EngineRefusedError(
             f"no engine of this version may answer on this machine: {verification.miss}. "
@@ -107,7 +117,44 @@ def try_engine(
         engine = runtime.compile(artifact, threads=threads, cache=cache)
     except CompileError as error:
         return Trial(verification=Verification.failed(precision, error), engine=None)
-    return Trial(verification=proof.replay(engine, precision), engine=engine)
+    verification = proof.replay(engine, precision)
+    if verification.miss is not None:
+        verification = dataclasses.replace(
+            verification, miss=verification.miss + _saturating(runtime, artifact)
+        )
+    return Trial(verification=verification, engine=engine)
+
+
+def fallback(proof: Proof) -> str:
+    """What serves where the 8-bit engine may not."""
+    return "the graph without its rounding" if proof.arrived else "FP32"
+
+
+def no_engine(eight_bits: Verification | None, floating: Verification) -> str:
+    """The message that refuses a model that arrived quantized, none of whose engines keep the contract."""
+    misses = [found.miss for found in (eight_bits, floating) if found and found.miss]
+    return (
+        f"no engine of this version may answer on this machine: {', and '.join(misses)}. The model arrived quantized,"
+        " so its own answers in onnxruntime are the reference: lower the contract, or upload the FP32 model and have"
+        " octet quantize it."
+    )
+
+
+def _saturating(runtime: Runtime, artifact: Path) -> str:
+    """Why an engine may miss on this processor and keep its contract on another; empty where that is not it."""
+    bits = runtime.weight_bits()
+    if bits == 8:
+        return ""
+    try:
+        widest = widest_code(onnx.load_model_from_string(artifact.read_bytes()))
+    except DecodeError:
+        return ""
+    if widest <= WIDEST_SAFE_CODE:
+        return ""
+    return (
+        f" (its weights use 8 bits, with codes up to {widest}, and this processor needs {bits}, codes up to"
+        f" {WIDEST_SAFE_CODE}: its sums of larger products overflow)"
+    )
 
 
 def _loaded(engine: Engine, verification: Verification, *, refusal: str | None) -> LoadedEngine:

@@ -26,6 +26,8 @@ MAX_TENSOR_BYTES = 2**31
 """Largest tensor whose size follows from the graph alone, free dimensions counted as 1."""
 
 _DEFAULT_DOMAINS = frozenset({"", "ai.onnx"})
+_QUANTIZING = ("Quant", "QLinear", "QGemm", "QAttention", "Integer", "NBits")
+"""Parts of the names of custom operators that compute on codes, or make them."""
 _CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 
 
@@ -111,9 +113,18 @@ def _check_operators(proto: onnx.ModelProto) -> None:
         else:
             raise UnsupportedModelError(
                 f"{label(node, number)} is a custom operator of the domain {quote(node.domain)}; octet takes"
-                " standard ONNX operators only: export the model without custom or runtime-specific"
-                " operators."
+                f" standard ONNX operators only: {_without_custom(node)}"
             )
+
+
+def _without_custom(node: onnx.NodeProto) -> str:
+    """What to do about a custom operator; those that quantize have a standard form."""
+    if any(word in node.op_type for word in _QUANTIZING):
+        return (
+            "export the quantized model in Q/DQ form, with standard QuantizeLinear and DequantizeLinear (for"
+            " onnxruntime quantize_static with QuantFormat.QDQ, for NNCF its ONNX export), or upload the FP32 model."
+        )
+    return "export the model without custom or runtime-specific operators."
 
 
 def _check_standard_operator(node: onnx.NodeProto, name: str, opset: int) -> None:

@@ -27,12 +27,13 @@ class Outcome:
     contract: Contract | None = None
 
 
-def outcome(options: BuildOptions, trial: Trial | None) -> Outcome:
+def outcome(options: BuildOptions, trial: Trial | None, *, fallback: str = "FP32") -> Outcome:
     """Decides between the 8-bit engine and FP32.
 
     Args:
         options: what was asked for.
         trial: of the 8-bit engine; None where there is none.
+        fallback: what serves where it may not.
 
     Raises:
         ContractMissedError: the 8-bit engine may not serve, and the options ask to fail then.
@@ -54,7 +55,7 @@ def outcome(options: BuildOptions, trial: Trial | None) -> Outcome:
             reason=f"{miss}; it serves all the same, as on_miss 'publish' asks.",
             contract=kept,
         )
-    return Outcome(verdict=Verdict.REFUSED, serving=Precision.FP32, reason=f"{miss}, so FP32 serves.")
+    return Outcome(verdict=Verdict.REFUSED, serving=Precision.FP32, reason=f"{miss}, so {fallback} serves.")
 
 
 def _published(trial: Trial | None) -> Contract | None:

@@ -14,12 +14,14 @@ from typing import Any
 
 from engines import resources
 from engines.accuracy import check_metric
+from engines.arriving import arrive, arrived_as, arrived_splits, write_arrived
 from engines.calibrating import calibrate as observe_variants
 from engines.errors import CalibrationError, CompileError, EngineRunError, UnsupportedModelError
 from engines.labels import class_output, read_labels
 from engines.model import Model, load_model, save_model
 from engines.options import BuildOptions, Precision
 from engines.prepare import prepare as prepare_model
+from engines.quantization.quantizers import check_form, is_quantized
 from engines.quantizing import quantize as write_quantized
 from engines.runtimes.base import Runtime
 from engines.runtimes.openvino import OpenVINORuntime
@@ -27,6 +29,7 @@ from engines.runtimes.reference import ReferenceSession
 from engines.samples import SampleView, import_samples
 from engines.verifying import verify as verify_engines
 from engines.workspace import (
+    ARRIVED,
     CALIBRATION,
     CHOICES,
     COMPILED,
@@ -72,14 +75,16 @@ def validate(workspace: Workspace, options: BuildOptions, progress: Progress) ->
     """
     model = load_model(workspace.path(UPLOADED_MODEL))
     check_metric(options.contract.metric, model.outputs)
+    if options.precision is not Precision.FP32:
+        check_form(model.proto.graph)
     progress(0.2)
     files = [workspace.root / name for name in workspace.list(UPLOADED_SAMPLES)]
     samples = import_samples(files, model.inputs, workspace.root / SAMPLES)
     progress(0.8)
     labels = workspace.path(UPLOADED_LABELS)
     labelled = read_labels(labels, samples.rows, class_output(model.outputs)) if labels.exists() else None
-    splits = samples.split()
-    _run_once(model, splits.calibrate)
+    splits = arrived_splits(samples) if is_quantized(model.proto.graph) else samples.split()
+    _run_once(model, splits.verify)
     summary = {
         "inputs": [spec.describe() for spec in model.inputs],
         "outputs": [spec.describe() for spec in model.outputs],
@@ -116,16 +121,19 @@ def _run_once(model: Model, samples: SampleView) -> None:
             ) from error
 
 
-def prepare(workspace: Workspace, options: BuildOptions, progress: Progress) -> dict[str, Any]:  # noqa: ARG001 # the signature of every phase
+def prepare(workspace: Workspace, options: BuildOptions, progress: Progress) -> dict[str, Any]:
     """Writes the FP32 model as it is observed, quantized and, where 8 bits may not, served.
 
     Raises:
-        UnsupportedModelError: the model cannot be brought to an opset that has quantization.
+        UnsupportedModelError: the model cannot be brought to an opset that has quantization, or arrived with
+            quantizers that octet does not take.
+        InvalidOptionsError: the model arrived quantized in another precision than the one that is asked for.
     """
-    prepared = prepare_model(load_model(workspace.path(UPLOADED_MODEL)))
+    uploaded = load_model(workspace.path(UPLOADED_MODEL))
+    prepared, arrived = arrive(workspace, options, uploaded, prepare_model(uploaded))
     save_model(prepared, workspace.path(PREPARED))
     progress(1.0)
-    return {"prepared_opset": prepared.opset, "prepared_nodes": len(prepared.proto.graph.node)}
+    return {"prepared_opset": prepared.opset, "prepared_nodes": len(prepared.proto.graph.node), **arrived}
 
 
 def calibrate(workspace: Workspace, options: BuildOptions, progress: Progress) -> dict[str, Any]:
@@ -136,6 +144,9 @@ def calibrate(workspace: Workspace, options: BuildOptions, progress: Progress) -
     """
     if options.precision is Precision.FP32:
         return {"calibration": _skipped(options)}
+    if (arrived := arrived_as(workspace)) is not None:
+        progress(1.0)
+        return {"calibration": f"skipped: {arrived.describe()}"}
     summary = observe_variants(workspace, options, _runtime(), progress)
     progress(1.0)
     return summary
@@ -150,6 +161,8 @@ def quantize(workspace: Workspace, options: BuildOptions, progress: Progress) ->
     """
     if options.precision is Precision.FP32:
         return {"quantization": _skipped(options)}
+    if (arrived := arrived_as(workspace)) is not None:
+        return write_arrived(workspace, arrived, _runtime(), progress)
     return write_quantized(workspace, options, _runtime(), progress)
 
 
@@ -219,7 +232,7 @@ def _phase(name: str, run: Run, *outputs: str) -> Phase:
 
 PHASES: tuple[Phase, ...] = (
     _phase("validate", validate, VALIDATED, SAMPLES),
-    _phase("prepare", prepare, PREPARED),
+    _phase("prepare", prepare, PREPARED, ARRIVED),
     _phase("calibrate", calibrate, VARIANTS),
     _phase("quantize", quantize, QUANTIZED, CALIBRATION, HISTOGRAMS, CHOICES, LAYER_ERRORS),
     _phase("compile", compile_engine, COMPILED),

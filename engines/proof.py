@@ -22,6 +22,7 @@ from engines.runtimes.reference import ReferenceSession
 from engines.sample_set import SampleView
 from engines.sealed import read_sealed, sha256, write_sealed
 from engines.tensors import Array
+from engines.workspace import QUANTIZED
 
 PROOF_ROWS = 32
 """Rows of a batch of the proof, where the model's batch is free."""
@@ -97,6 +98,8 @@ class Proof:
     hashes: Mapping[str, str]
     # Whether batches of other sizes may be run.
     free_rows: bool
+    # Whether the upload was quantized already: its own answers are the reference, FP32's there are none of.
+    arrived: bool = False
     # Why rows may not share a batch, seen on FP32 already; None where they may.
     unbatchable: str | None
 
@@ -112,6 +115,8 @@ class Proof:
         samples: SampleView,
         contract: Contract,
         artifact: Mapping[str, Path],
+        *,
+        arrived: bool = False,
     ) -> Self:
         """Lets FP32 answer the verify rows, as far as they fit, and seals them with the artifact's hashes.
 
@@ -120,6 +125,7 @@ class Proof:
             samples: rows that nothing was chosen on.
             contract: what an 8-bit engine must keep.
             artifact: the files to be proven, by workspace name.
+            arrived: whether the model was uploaded quantized.
 
         Raises:
             CalibrationError: FP32 answers NaN, or fails on the rows.
@@ -128,7 +134,8 @@ class Proof:
         try:
             batches = tuple(_answered(reference, samples, fixed_rows))
             answers = [batch.outputs for batch in batches]
-            unbatchable = _influence(reference.run, batches, answers, FP32_DB, free_rows=fixed_rows is None)
+            least_db = EIGHT_BIT_DB if arrived else FP32_DB
+            unbatchable = _influence(reference.run, batches, answers, least_db, free_rows=fixed_rows is None)
         except EngineRunError as error:
             raise CalibrationError(
                 f"the FP32 model does not run on the samples: {error} Check the model with them."
@@ -138,6 +145,7 @@ class Proof:
             contract=contract,
             hashes={name: sha256(path) for name, path in artifact.items()},
             free_rows=fixed_rows is None,
+            arrived=arrived,
             unbatchable=unbatchable,
         )
 
@@ -145,14 +153,15 @@ class Proof:
         """Runs an engine on the proof.
 
         An 8-bit engine must keep the contract. An FP32 engine must give FP32's answers up to rounding
-        (`FP32_MIN_DB`, `FP32_MIN_EQUAL`), whatever the contract is.
+        (`FP32_MIN_DB`, `FP32_MIN_EQUAL`), whatever the contract is; but where the model arrived quantized, every
+        engine must keep the contract against the model as it arrived.
 
         Raises:
             InvalidOptionsError: the contract's metric does not fit the model.
         """
         comparison = Comparison()
         answers: list[Mapping[str, Array]] = []
-        fp32 = precision is Precision.FP32
+        fp32 = precision is Precision.FP32 and not self.arrived
         try:
             for batch in self.batches:
                 answers.append(engine.run(batch.inputs))
@@ -168,9 +177,16 @@ class Proof:
             accuracy=accuracy,
             value=contract_value(accuracy, self.contract),
             clauses=() if fp32 else clauses(accuracy, self.contract),
-            miss=_fp32_miss(accuracy) if fp32 else contract_miss(accuracy, self.contract),
+            miss=_fp32_miss(accuracy)
+            if fp32
+            else contract_miss(accuracy, self.contract, self._name(precision)),
             unbatchable=unbatchable,
         )
+
+    def _name(self, precision: Precision) -> str:
+        if precision is not Precision.FP32:
+            return "the 8-bit engine"
+        return "the engine without rounding" if QUANTIZED in self.hashes else "the engine"
 
     def check(self, folder: Path) -> None:
         """Checks that the artifact's files in `folder` are those that were sealed.
@@ -198,6 +214,7 @@ class Proof:
             "contract": self.contract.model_dump(mode="json"),
             "hashes": dict(self.hashes),
             "free_rows": self.free_rows,
+            "arrived": self.arrived,
             "unbatchable": self.unbatchable,
             "batches": [
                 {"rows": batch.rows, "inputs": list(batch.inputs), "outputs": list(batch.outputs)}
@@ -230,6 +247,7 @@ class Proof:
             contract=Contract.model_validate(header["contract"]),
             hashes=header["hashes"],
             free_rows=header["free_rows"],
+            arrived=header.get("arrived", False),
             unbatchable=header["unbatchable"],
         )
 

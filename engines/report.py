@@ -71,7 +71,7 @@ class ClauseReport(_Part):
 
 
 class EngineReport(_Part):
-    """One compiled engine against FP32."""
+    """One compiled engine against FP32, or against the model as it arrived where it was quantized already."""
 
     holds: bool
     # Why it may not answer.
@@ -138,6 +138,20 @@ class Sizes(_Part):
     quantized_bytes: int | None
 
 
+class ArrivedReport(_Part):
+    """Of a model that was uploaded quantized: its own answers are the reference, and nothing was calibrated."""
+
+    # The tool that wrote the file, as it calls itself.
+    producer: str | None
+    # Layers that multiply 8 bits by 8 bits, and those that do not.
+    layers: int
+    floating_layers: int
+    # Q and DQ nodes that have a zero point, or UINT8.
+    asymmetric: int
+    # For information: the engine without rounding against the model as it arrived.
+    without_pairs: tuple[OutputReport, ...]
+
+
 class ThresholdReport(_Part):
     """The clipping threshold of one activation."""
 
@@ -185,6 +199,8 @@ class Report(_Part):
     latencies: tuple[LatencyReport, ...]
     hardware: Hardware
     versions: dict[str, str]
+    # None of a model that octet quantized itself.
+    arrived: ArrivedReport | None = None
     # Seconds that each phase took.
     phases: dict[str, float]
     # What a person has to know before they use the version, a sentence each.
@@ -240,6 +256,7 @@ class Report(_Part):
             "speedup": self.speedup if self.serving is not Precision.FP32 else None,
             "fp32_bytes": self.sizes.prepared_bytes,
             "quantized_bytes": self.sizes.quantized_bytes,
+            "arrived_quantized": self.arrived is not None,
         }
 
 

@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from engines import resources
+from engines.arriving import arrived_as, arrived_splits
 from engines.choices import Layers, QuantizationRecord
 from engines.contract import doubts
+from engines.errors import EngineRefusedError
 from engines.labels import answered_right, class_output, read_labels, task_report
 from engines.latency import latencies_ms, repeated
-from engines.loading import Trial, fp32_engine, try_engine
+from engines.loading import Trial, fallback, fp32_engine, no_engine, try_engine
 from engines.model import load_model
 from engines.options import BuildOptions, Contract, Precision
 from engines.outcome import outcome
 from engines.proof import Proof, Verification
+from engines.quantization.arrived import Arrived
 from engines.report import (
+    ArrivedReport,
     Batching,
     EngineReport,
     Evidence,
@@ -63,14 +67,17 @@ def verify(
 
     Raises:
         CalibrationError: FP32 itself answers NaN, or fails on the verify rows.
-        EngineRefusedError: not even the FP32 engine answers like FP32.
+        EngineRefusedError: not even the FP32 engine answers like FP32; of a model that arrived quantized, no engine
+            keeps the contract.
         ContractMissedError: the 8-bit engine may not serve, and the options ask to fail then.
         CompileError: the FP32 model cannot be compiled.
     """
     start_s = time.perf_counter()
     given = resources.current()
-    splits = SampleSet.open(workspace.root / SAMPLES).split()
-    proof = _sealed(workspace, splits, options.contract)
+    arrived = arrived_as(workspace)
+    samples = SampleSet.open(workspace.root / SAMPLES)
+    splits = arrived_splits(samples) if arrived else samples.split()
+    proof = _sealed(workspace, splits, options.contract, arrived=arrived is not None)
     progress(0.3)
     with ExitStack() as stack:
         fp32, verification = fp32_engine(
@@ -93,7 +100,9 @@ def verify(
         progress(0.8)
         latencies = _latencies(proof, options, fp32, trial)
         task = _task(workspace, splits, proof, trial)
-    end = outcome(options, trial)
+    end = outcome(options, trial, fallback=fallback(proof))
+    if end.serving is Precision.FP32 and not verification.holds:
+        raise EngineRefusedError(no_engine(trial.verification if trial else None, verification))
     if end.contract is not None:
         replace(proof, contract=end.contract).save(workspace.path(PROOF))
     record = _record(workspace, options)
@@ -120,6 +129,7 @@ def verify(
         emulated=emulated,
         hardware=_hardware(runtime, given.threads),
         versions=versions(),
+        arrived=_arrived(arrived, verification if trial else None) if arrived else None,
         phases=_phases(workspace) | {"verify": round(time.perf_counter() - start_s, 3)},
         warnings=speed_warnings(latencies, emulated=emulated),
         layer_errors=_layer_errors(workspace),
@@ -131,12 +141,12 @@ def verify(
     )
 
 
-def _sealed(workspace: Workspace, splits: Splits, contract: Contract) -> Proof:
+def _sealed(workspace: Workspace, splits: Splits, contract: Contract, *, arrived: bool) -> Proof:
     """The proof of what is in the workspace, also written there."""
     uploaded = load_model(workspace.path(UPLOADED_MODEL)).proto.SerializeToString()
     reference = ReferenceSession(uploaded, threads=resources.current().threads)
     artifact = {name: path for name in (PREPARED, QUANTIZED) if (path := workspace.path(name)).exists()}
-    proof = Proof.seal(reference, splits.verify, contract, artifact)
+    proof = Proof.seal(reference, splits.verify, contract, artifact, arrived=arrived)
     proof.save(workspace.path(PROOF))
     return proof
 
@@ -211,6 +221,16 @@ def _sizes(workspace: Workspace) -> Sizes:
         uploaded_bytes=workspace.path(UPLOADED_MODEL).stat().st_size,
         prepared_bytes=workspace.path(PREPARED).stat().st_size,
         quantized_bytes=quantized.stat().st_size if quantized.exists() else None,
+    )
+
+
+def _arrived(arrived: Arrived, without_rounding: Verification | None) -> ArrivedReport:
+    return ArrivedReport(
+        producer=arrived.producer,
+        layers=len(arrived.layers),
+        floating_layers=len(arrived.floating),
+        asymmetric=len(arrived.asymmetric),
+        without_pairs=output_reports(without_rounding.accuracy) if without_rounding else (),
     )
 
 

@@ -17,6 +17,8 @@ SAMPLES = "samples/"
 PREPARED = "prepared.onnx"
 """The FP32 model after shape inference, folding and opset upgrade: what is observed and quantized, and the
 fallback that serves where the 8-bit engine may not."""
+ARRIVED = "arrived.json"
+"""What is known of a model that arrived quantized; not there for others."""
 VARIANTS = "variants/"
 """Prefix of the FP32 models that may be quantized, all of one function, and of what was observed of each."""
 CALIBRATION = "calibration.json"

@@ -41,23 +41,26 @@ class Residual(nn.Module):
 class DigitClassifier(nn.Module):
     """[N, 1, 8, 8] with values 0 to 16, to [N, 10] class scores."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = CHANNELS, enlargement: float = 4.0) -> None:
         super().__init__()
+        self.enlargement = enlargement
         self.body = nn.Sequential(
-            nn.Conv2d(1, CHANNELS, 3, padding=1, bias=False),
-            nn.BatchNorm2d(CHANNELS),
+            nn.Conv2d(1, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
             nn.ReLU(),
-            Residual(CHANNELS),
-            nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False),
-            nn.BatchNorm2d(CHANNELS),
+            Residual(channels),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
             nn.ReLU(),
-            Residual(CHANNELS),
+            Residual(channels),
         )
-        self.head = nn.Linear(CHANNELS, 10)
+        self.head = nn.Linear(channels, 10)
 
     def forward(self, image: Tensor) -> Tensor:
         """Class scores of each row."""
-        enlarged = functional.interpolate(image / 16, scale_factor=4.0, mode="bilinear", align_corners=False)
+        enlarged = functional.interpolate(
+            image / 16, scale_factor=self.enlargement, mode="bilinear", align_corners=False
+        )
         return cast("Tensor", self.head(self.body(enlarged).mean(dim=(2, 3))))
 
 
@@ -75,13 +78,12 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
     return functional.grid_sample(images, grid, align_corners=False)
 
 
-def train(images: Tensor, labels: Tensor) -> DigitClassifier:
+def train(model: DigitClassifier, images: Tensor, labels: Tensor, *, epochs: int = EPOCHS) -> DigitClassifier:
     """One-cycle AdamW with label smoothing."""
-    model = DigitClassifier()
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.02)
-    steps = EPOCHS * -(-len(images) // BATCH_ROWS)
+    steps = epochs * -(-len(images) // BATCH_ROWS)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
-    fit(model, images, labels, optimizer=optimizer, schedule=schedule, epochs=EPOCHS)
+    fit(model, images, labels, optimizer=optimizer, schedule=schedule, epochs=epochs)
     return model.eval()
 
 
@@ -134,7 +136,7 @@ def main() -> None:
     with np.load(FOLDER / "digits.npz") as digits:
         images = torch.from_numpy(digits["images"].astype(np.float32))
         labels = torch.from_numpy(digits["labels"].astype(np.int64))
-    model = train(images[:TRAINING_ROWS], labels[:TRAINING_ROWS])
+    model = train(DigitClassifier(), images[:TRAINING_ROWS], labels[:TRAINING_ROWS])
     with torch.inference_mode():
         right = (model(images[TRAINING_ROWS:]).argmax(1) == labels[TRAINING_ROWS:]).float().mean()
     target = FOLDER / "digits.onnx"

@@ -36,7 +36,7 @@ _ELEMENTWISE = frozenset(
     }
     | {"Not", "Or", "Pow", "Reciprocal", "Sqrt", "Sub", "Where"}
 )
-_SAME_SIZE = frozenset({"Cast", "Flatten", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
+_SAME_SIZE = frozenset({"Cast", "Clip", "Flatten", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 _FOLDED = _ELEMENTWISE | _SAME_SIZE | GROWING | {"Concat", "Gather"}
 
 _FREE_ELEMENTS = 2**16

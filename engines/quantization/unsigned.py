@@ -14,6 +14,8 @@ from onnx import numpy_helper
 
 from engines.formats import unsigned_scale
 
+_MARK = "octet.quantizers"
+_KEPT = "as trained"
 _NON_NEGATIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Sqrt", "Exp"})
 """Operators whose output is never negative."""
 _KEEPING = frozenset(
@@ -50,11 +52,29 @@ _COMBINING = frozenset({"Concat", "Add", "Mul", "Max", "Sum"})
 
 
 def refine_unsigned(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which Q/DQ pairs of provably non-negative activations are UINT8, over the same range."""
+    """A copy in which Q/DQ pairs of provably non-negative activations are UINT8, over the same range.
+
+    Of a model whose quantizers are to be kept, a copy as it is: with finer steps it would be another one than the
+    one that was trained.
+    """
     refined = onnx.ModelProto()
     refined.CopyFrom(proto)
+    if quantizers_are_kept(proto):
+        return refined
     _Refiner(refined.graph).refine()
     return refined
+
+
+def keep_quantizers(proto: onnx.ModelProto) -> None:
+    """Marks a model as one whose weights were trained for its quantizers: no runtime may refine them."""
+    onnx.helper.set_model_props(
+        proto, {**{entry.key: entry.value for entry in proto.metadata_props}, _MARK: _KEPT}
+    )
+
+
+def quantizers_are_kept(proto: onnx.ModelProto) -> bool:
+    """Whether a model bears the mark of `keep_quantizers`."""
+    return any(entry.key == _MARK and entry.value == _KEPT for entry in proto.metadata_props)
 
 
 def non_negative(graph: onnx.GraphProto) -> Mapping[str, bool]:

@@ -91,6 +91,8 @@ class Runtime(ABC):
     name: str
     # Whether `compile` runs non-negative activations on the finer UINT8 grid (engines.quantization.unsigned).
     unsigned_activations: bool = False
+    # Whether models that arrive quantized may have zero points and UINT8 (engines.quantization.symmetric).
+    takes_asymmetric: bool = False
 
     @abstractmethod
     def hardware_key(self) -> str:

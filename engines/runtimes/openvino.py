@@ -66,6 +66,7 @@ class OpenVINORuntime(Runtime):
 
     name = "openvino"
     unsigned_activations = True
+    takes_asymmetric = True
 
     def __init__(self, *, static_shapes: bool | None = None) -> None:
         """Starts nothing yet.

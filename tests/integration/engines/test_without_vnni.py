@@ -150,3 +150,52 @@ def test_an_artifact_with_8_bit_weights_gives_way_to_fp32_on_a_machine_without_v
     loaded = answer(LOAD, tmp_path / "build")
     assert loaded["precision"] == "fp32"
     assert "so FP32 serves" in str(loaded["refusal"])
+
+
+BUILD = """
+import json, sys
+from pathlib import Path
+from engines.building import quantize
+from engines.options import BuildOptions
+from engines.workspace import PHASE_RECORDS
+
+model, samples, folder = map(Path, sys.argv[1:])
+options = BuildOptions.parse({"batching": {"max_batch_rows": 1}})
+report = quantize(model, [samples], folder, options, threads=1)
+record = json.loads((folder / PHASE_RECORDS / "quantize.json").read_text())
+print(json.dumps(report.summary() | {"value": report.quantized.value, "record": record["summary"]}))
+"""
+
+
+def test_a_model_that_arrives_with_8_bit_weights_gets_7_bit_ones_without_vnni(
+    upload: tuple[Path, Path], tmp_path: Path
+) -> None:
+    if OpenVINORuntime().weight_bits() == 7:
+        pytest.skip("this processor has no VNNI, so it makes no artifact with 8-bit weights")
+    model, samples = upload
+    quantize(model, [samples], tmp_path / "source", OPTIONS, threads=1)
+    arriving = tmp_path / "source" / QUANTIZED
+    found = answer(BUILD, arriving, samples, tmp_path / "build")
+    record = found["record"]
+    assert isinstance(record, dict)
+    assert record["weights"] == "weights rounded to 7 bits"
+    assert record["tune_sqnr_db"]["weights as they arrived"] < 15
+    assert (found["verdict"], found["precision"], found["arrived_quantized"]) == ("accepted", "int8", True)
+    assert isinstance(found["value"], float)
+    assert found["value"] > 30
+
+
+def test_on_a_machine_without_vnni_the_miss_of_a_model_that_arrived_is_named(
+    upload: tuple[Path, Path], tmp_path: Path
+) -> None:
+    if OpenVINORuntime().weight_bits() == 7:
+        pytest.skip("this processor has no VNNI, so it makes no artifact with 8-bit weights")
+    model, samples = upload
+    quantize(model, [samples], tmp_path / "source", OPTIONS, threads=1)
+    quantize(tmp_path / "source" / QUANTIZED, [samples], tmp_path / "build", OPTIONS, threads=1)
+    loaded = answer(LOAD, tmp_path / "build")
+    assert loaded["precision"] == "fp32"
+    assert "its weights use 8 bits, with codes up to 127, and this processor needs 7" in str(
+        loaded["refusal"]
+    )
+    assert "so the graph without its rounding serves" in str(loaded["refusal"])

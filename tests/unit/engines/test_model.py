@@ -332,6 +332,20 @@ class TestOperators:
             in message
         )
 
+    @pytest.mark.parametrize(
+        ("operator", "domain"),
+        [
+            ("QLinearAdd", "com.microsoft"),
+            ("MatMulNBits", "com.microsoft"),
+            ("FakeQuantize", "org.openvinotoolkit"),
+        ],
+    )
+    def test_custom_operators_that_quantize_have_a_standard_form(self, operator: str, domain: str) -> None:
+        node = helper.make_node(operator, ["x"], ["y"], name="q", domain=domain)
+        message = refusal(relu_model(nodes=[node]))
+        assert f"node 'q' ({domain}.{operator}) is a custom operator" in message
+        assert "export the quantized model in Q/DQ form" in message
+
     def test_classical_machine_learning(self) -> None:
         node = helper.make_node("Scaler", ["x"], ["y"], name="s", domain="ai.onnx.ml")
         assert "classical machine learning" in refusal(relu_model(nodes=[node]))

@@ -9,6 +9,7 @@ from onnx import TensorProto, helper
 
 from engines.errors import CompileError, EngineRunError
 from engines.runtimes.reference import ReferenceRuntime, ReferenceSession
+from tests.unit.engines.arrived_graphs import pair, stored
 from tests.unit.engines.onnx_graphs import GraphBuilder, conv_net, floats, image_rows, mlp, vector_rows
 
 
@@ -131,3 +132,37 @@ def test_text_is_no_element_type_for_an_engine() -> None:
 def test_the_reference_takes_full_8_bit_weights() -> None:
     assert ReferenceRuntime().weight_bits() == 8
     assert ReferenceRuntime().hardware_key().startswith("onnxruntime-")
+
+
+def test_quantizers_in_a_row_all_count() -> None:
+    """onnxruntime joins two pairs of different scales unless told not to."""
+    graph = GraphBuilder(opset=17)
+    once = pair(graph, "x", 0.05, 3, np.uint8)
+    graph.node("Identity", [pair(graph, once, 0.07, 9, np.uint8)], "y")
+    proto = graph.model([floats("x", "n", 64)], [floats("y", "n", 64)])
+    x = np.random.default_rng(0).uniform(0, 8, (4, 64)).astype(np.float32)
+    first = (np.clip(np.rint(x / np.float32(0.05)) + 3, 0, 255) - 3).astype(np.float32) * np.float32(0.05)
+    second = (np.clip(np.rint(first / np.float32(0.07)) + 9, 0, 255) - 9).astype(np.float32) * np.float32(
+        0.07
+    )
+    found = ReferenceSession(proto.SerializeToString(), threads=1).run({"x": x})["y"]
+    np.testing.assert_array_equal(np.asarray(found, np.float32), second)
+
+
+@pytest.mark.parametrize("constant_codes", [True, False])
+def test_what_arrived_floating_stays_floating(constant_codes: bool) -> None:
+    """onnxruntime quantizes the bias, and the weights, of a convolution between two pairs unless told not to."""
+    graph = GraphBuilder(opset=21)
+    source = pair(graph, "image", 0.05)
+    weight = stored(graph, "w", (16, 3, 3, 3)) if constant_codes else graph.weight("w", 16, 3, 3, 3)
+    bias = graph.constant("b", np.linspace(-1, 1, 16, dtype=np.float32) / 3)
+    graph.node("Conv", [source, weight, bias], "conv")
+    feeds = {"image": image_rows(8)}
+    before = graph.model([floats("image", "n", 3, 8, 8)], [floats("conv", "n", 16, 6, 6)])
+    values = ReferenceSession(before.SerializeToString(), threads=1).run(feeds)["conv"]
+    scale = np.float32(0.01)
+    expected = np.clip(np.rint(np.asarray(values, np.float32) / scale), -128, 127) * scale
+    graph.node("Identity", [pair(graph, "conv", 0.01)], "y")
+    proto = graph.model([floats("image", "n", 3, 8, 8)], [floats("y", "n", 16, 6, 6)])
+    found = ReferenceSession(proto.SerializeToString(), threads=1).run(feeds)["y"]
+    np.testing.assert_allclose(np.asarray(found, np.float32), expected, rtol=1e-6)

@@ -11,7 +11,7 @@ from engines.model import from_proto
 from engines.options import Precision
 from engines.quantization.placement import place, tensors
 from engines.quantization.qdq import quantize_model
-from engines.quantization.unsigned import refine_unsigned
+from engines.quantization.unsigned import keep_quantizers, quantizers_are_kept, refine_unsigned
 from engines.runtimes.reference import ReferenceSession
 from tests.unit.engines import onnx_graphs
 from tests.unit.engines.onnx_graphs import GraphBuilder, floats
@@ -111,3 +111,15 @@ def test_model_that_was_given_is_not_changed() -> None:
     before = proto.SerializeToString(deterministic=True)
     refine_unsigned(proto)
     assert proto.SerializeToString(deterministic=True) == before
+
+
+def test_quantizers_that_are_to_be_kept_stay_as_they_are() -> None:
+    proto = quantized(onnx_graphs.conv_net())
+    onnx.helper.set_model_props(proto, {"author": "someone"})
+    assert not quantizers_are_kept(proto)
+    keep_quantizers(proto)
+    keep_quantizers(proto)
+    assert quantizers_are_kept(proto)
+    assert {entry.key: entry.value for entry in proto.metadata_props}["author"] == "someone"
+    assert len(proto.metadata_props) == 2
+    assert refine_unsigned(proto) == proto
