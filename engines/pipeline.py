@@ -14,6 +14,7 @@ from typing import Any
 
 from engines import resources
 from engines.accuracy import check_metric
+from engines.batch_rewriting import rewrite_batch
 from engines.calibrating import calibrate as observe_variants
 from engines.errors import CalibrationError, CompileError, EngineRunError, UnsupportedModelError
 from engines.labels import class_output, read_labels
@@ -121,11 +122,26 @@ def prepare(workspace: Workspace, options: BuildOptions, progress: Progress) -> 
 
     Raises:
         UnsupportedModelError: the model cannot be brought to an opset that has quantization.
+        CalibrationError: the model fails on the samples.
     """
-    prepared = prepare_model(load_model(workspace.path(UPLOADED_MODEL)))
-    save_model(prepared, workspace.path(PREPARED))
+    uploaded = load_model(workspace.path(UPLOADED_MODEL))
+    prepared = prepare_model(uploaded)
+    progress(0.5)
+    rows = SampleSet.open(workspace.root / SAMPLES).split().calibrate
+    try:
+        rewriting = rewrite_batch(uploaded, prepared, rows, _runtime(), threads=resources.current().threads)
+    except EngineRunError as error:
+        raise CalibrationError(
+            f"the FP32 model does not run on the samples: {error} Check the model with them."
+        ) from error
+    save_model(rewriting.model, workspace.path(PREPARED))
     progress(1.0)
-    return {"prepared_opset": prepared.opset, "prepared_nodes": len(prepared.proto.graph.node)}
+    return {
+        "prepared_opset": rewriting.model.opset,
+        "prepared_nodes": len(rewriting.model.proto.graph.node),
+        "uploaded_batch_rows": uploaded.fixed_rows,
+        "batch_stays_fixed": rewriting.reason,
+    }
 
 
 def calibrate(workspace: Workspace, options: BuildOptions, progress: Progress) -> dict[str, Any]:

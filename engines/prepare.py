@@ -11,6 +11,7 @@ from engines.model_checks import check_tensor_size, default_opset, one_sentence
 from engines.preparation.attention import simplify_attention
 from engines.preparation.batch_norm import fold_batch_norms
 from engines.preparation.folding import fold_constants
+from engines.preparation.free_batch import free_batch
 from engines.preparation.opset import set_ir_version, upgrade_opset
 from engines.preparation.tidying import (
     constants_to_initializers,
@@ -51,10 +52,24 @@ def prepare(model: Model) -> Model:
     simplify_attention(graph)
     name_nodes(graph)
     set_ir_version(proto)
+    return _with_shapes(proto)
+
+
+def prepare_free_batch(prepared: Model) -> Model:
+    """A candidate with a free batch of a prepared model with a fixed one; it is for the caller to prove.
+
+    Raises:
+        UnsupportedModelError: no candidate is found; the message says where the batch is stuck.
+    """
+    return _with_shapes(free_batch(prepared))
+
+
+def _with_shapes(proto: onnx.ModelProto) -> Model:
+    """The model, with every shape that can be inferred written into the proto."""
     values = _infer(proto, data_prop=False)
-    if _may_propagate(graph, values):
+    if _may_propagate(proto.graph, values):
         values = _infer(proto, data_prop=True)
-    _note_shapes(graph, values)
+    _note_shapes(proto.graph, values)
     return from_proto(proto)
 
 

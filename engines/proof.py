@@ -13,12 +13,12 @@ from typing import Any, Self
 import numpy as np
 
 from engines.accuracy import Accuracy, Comparison
+from engines.batched_reference import Reference
 from engines.company import EIGHT_BIT_DB, FP32_DB, TRIAL_ROWS, Run, influence
 from engines.contract import ZERO_PEAK, Clause, clauses, contract_miss, contract_value
 from engines.errors import CalibrationError, EngineError, EngineRunError, InvalidArtifactError
 from engines.options import Contract, Metric, Precision
 from engines.runtimes.base import Engine
-from engines.runtimes.reference import ReferenceSession
 from engines.sample_set import SampleView
 from engines.sealed import read_sealed, sha256, write_sealed
 from engines.tensors import Array
@@ -108,7 +108,7 @@ class Proof:
     @classmethod
     def seal(
         cls,
-        reference: ReferenceSession,
+        reference: Reference,
         samples: SampleView,
         contract: Contract,
         artifact: Mapping[str, Path],
@@ -116,7 +116,7 @@ class Proof:
         """Lets FP32 answer the verify rows, as far as they fit, and seals them with the artifact's hashes.
 
         Args:
-            reference: the model as it was uploaded.
+            reference: the model as it was uploaded; of a free batch where the artifact's is.
             samples: rows that nothing was chosen on.
             contract: what an 8-bit engine must keep.
             artifact: the files to be proven, by workspace name.
@@ -168,7 +168,7 @@ class Proof:
             accuracy=accuracy,
             value=contract_value(accuracy, self.contract),
             clauses=() if fp32 else clauses(accuracy, self.contract),
-            miss=_fp32_miss(accuracy) if fp32 else contract_miss(accuracy, self.contract),
+            miss=fp32_miss(accuracy) if fp32 else contract_miss(accuracy, self.contract),
             unbatchable=unbatchable,
         )
 
@@ -234,9 +234,7 @@ class Proof:
         )
 
 
-def _answered(
-    reference: ReferenceSession, samples: SampleView, fixed_rows: int | None
-) -> Iterator[ProofBatch]:
+def _answered(reference: Reference, samples: SampleView, fixed_rows: int | None) -> Iterator[ProofBatch]:
     """FP32's answers to the rows, until the proof is full."""
     size = fixed_rows or min(PROOF_ROWS, samples.rows, _rows_within(MAX_PROOF_BYTES // 2, samples))
     left_bytes = MAX_PROOF_BYTES
@@ -284,7 +282,8 @@ def _influence(
     return influence(run, inputs, outputs, least_db=least_db, free_rows=free_rows)
 
 
-def _fp32_miss(accuracy: Accuracy) -> str | None:
+def fp32_miss(accuracy: Accuracy) -> str | None:
+    """Why an FP32 engine of this accuracy may not answer; None where it may."""
     for output in accuracy.outputs:
         value = output.value(Metric.SQNR_DB)
         if output.peak is not None and output.peak <= ZERO_PEAK and not output.nonfinite:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engines import resources
+from engines.batched_reference import BatchedReference, Reference
 from engines.choices import Layers, QuantizationRecord
 from engines.contract import doubts
 from engines.labels import answered_right, class_output, read_labels, task_report
@@ -111,7 +112,7 @@ def verify(
         quantized=_engine_report(trial.verification) if trial else None,
         evidence=_evidence(splits, proof, trial),
         task=task,
-        batching=Batching(batchable=unbatchable is None, reason=unbatchable),
+        batching=_batching(workspace, unbatchable),
         sizes=_sizes(workspace),
         layers=record.layers,
         choices=record.choices,
@@ -133,8 +134,12 @@ def verify(
 
 def _sealed(workspace: Workspace, splits: Splits, contract: Contract) -> Proof:
     """The proof of what is in the workspace, also written there."""
-    uploaded = load_model(workspace.path(UPLOADED_MODEL)).proto.SerializeToString()
-    reference = ReferenceSession(uploaded, threads=resources.current().threads)
+    uploaded = load_model(workspace.path(UPLOADED_MODEL))
+    reference: Reference = ReferenceSession(
+        uploaded.proto.SerializeToString(), threads=resources.current().threads
+    )
+    if uploaded.fixed_rows is not None and load_model(workspace.path(PREPARED)).fixed_rows is None:
+        reference = BatchedReference(reference, uploaded.fixed_rows)
     artifact = {name: path for name in (PREPARED, QUANTIZED) if (path := workspace.path(name)).exists()}
     proof = Proof.seal(reference, splits.verify, contract, artifact)
     proof.save(workspace.path(PROOF))
@@ -202,6 +207,18 @@ def _task(workspace: Workspace, splits: Splits, proof: Proof, trial: Trial | Non
         output.name,
         right,
         answered_right(proof, splits.verify, labels, output, engine) if engine else None,
+    )
+
+
+def _batching(workspace: Workspace, unbatchable: str | None) -> Batching:
+    prepared = json.loads(workspace.path(f"{PHASE_RECORDS}prepare.json").read_bytes())["summary"]
+    fixed, stays = prepared["uploaded_batch_rows"], prepared["batch_stays_fixed"]
+    return Batching(
+        batchable=unbatchable is None,
+        reason=unbatchable,
+        uploaded_rows=fixed,
+        rewritten=fixed is not None and stays is None,
+        stays_fixed=stays,
     )
 
 

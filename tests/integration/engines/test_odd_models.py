@@ -10,7 +10,8 @@ from onnx import TensorProto, helper
 
 from engines.building import quantize
 from engines.errors import UnsupportedModelError
-from engines.options import Precision
+from engines.loading import load_engine
+from engines.options import BuildOptions, Precision
 from engines.report import Report, Verdict
 from engines.tensors import Array
 from tests.unit.engines import odd_graphs
@@ -142,3 +143,37 @@ def test_control_flow_is_refused_with_a_remedy(tmp_path: Path, operator: str, mo
         match=rf"'scores_node' \({operator}\) is control flow.*fixed branches and unrolled loops",
     ):
         build(tmp_path, model, rows_of("vector", 24))
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_fixed_batch_is_served_as_a_free_one(tmp_path: Path, rows: int) -> None:
+    report = build(tmp_path, odd_graphs.detector(rows=rows), {"image": image_rows(ROWS)})
+    assert_served_in_8_bits(report, layers=3, sqnr_db={"boxes": 33, "scores": 40})
+    assert report.batching.model_dump() == {
+        "batchable": True,
+        "reason": None,
+        "uploaded_rows": rows,
+        "rewritten": True,
+        "stays_fixed": None,
+    }
+    assert [latency.rows for latency in report.latencies] == [1, 32]
+    with load_engine(tmp_path / "build", BuildOptions(), threads=1).engine as engine:
+        image = image_rows(7, seed=5)
+        together = engine.run({"image": image})
+        for row in range(7):
+            alone = engine.run({"image": image[row : row + 1]})
+            np.testing.assert_allclose(together["boxes"][row], alone["boxes"][0], atol=0.1)
+
+
+def test_a_batch_that_cannot_be_freed_stays_and_the_report_says_why(tmp_path: Path) -> None:
+    graph = GraphBuilder()
+    graph.node("Squeeze", ["vector", graph.constant("first", np.array([0]))], "row")
+    graph.node("Unsqueeze", ["row", "first"], "again")
+    graph.node("MatMul", ["again", graph.weight("weight", 24, 32)], "scores")
+    model = graph.model([floats("vector", 1, 24)], [floats("scores", 1, 32)])
+    report = build(tmp_path, model, rows_of("vector", 24))
+    assert_served_in_8_bits(report, layers=1, sqnr_db={"scores": 37})
+    assert not report.batching.rewritten
+    assert report.batching.uploaded_rows == 1
+    assert report.batching.stays_fixed == "node 'row_node' (Squeeze) holds on to the batch"
+    assert [latency.rows for latency in report.latencies] == [1]

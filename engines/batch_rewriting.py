@@ -1,0 +1,108 @@
+"""A model that came with a fixed batch gets a free one where that is proven.
+
+A traced graph answers one row at a time and cannot be batched, which costs most of a server's throughput. The
+candidate with a free batch is kept only if onnxruntime and the engine both answer its rows in company of every kind
+(`engines.company`) as the uploaded model answers them in its own batches. Calibration rows are enough: the sealed
+proof replays the same on rows that nothing was chosen on.
+"""
+
+import itertools
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.accuracy import Comparison
+from engines.batched_reference import BatchedReference
+from engines.company import FP32_DB, TRIAL_ROWS, influence
+from engines.errors import CompileError, EngineRunError, UnsupportedModelError
+from engines.model import Model, save_model
+from engines.prepare import prepare_free_batch
+from engines.proof import fp32_miss
+from engines.runtimes.base import Engine, Runtime
+from engines.runtimes.reference import ReferenceSession
+from engines.sample_set import SampleView
+from engines.tensors import Array
+
+_TRIALS = 2
+"""Batches of different shapes that the proof is tried on, where inputs have free dimensions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewriting:
+    """What became of a fixed batch."""
+
+    # The prepared model, its batch free where that is proven.
+    model: Model
+    # Why the batch stays as it was; None where it is free.
+    reason: str | None
+
+
+def rewrite_batch(
+    uploaded: Model, prepared: Model, samples: SampleView, runtime: Runtime, *, threads: int
+) -> Rewriting:
+    """Frees the batch of a prepared model, if the proof holds.
+
+    Args:
+        uploaded: the model as it came, of a fixed batch.
+        prepared: the same after preparation, with shapes inferred.
+        samples: rows to try; not those of the sealed proof.
+        runtime: what will serve.
+        threads: processors to use.
+
+    Raises:
+        EngineRunError: the uploaded model fails on the samples.
+    """
+    if uploaded.fixed_rows is None:
+        return Rewriting(model=prepared, reason=None)
+    try:
+        candidate = prepare_free_batch(prepared)
+    except UnsupportedModelError as error:
+        return Rewriting(model=prepared, reason=str(error).rstrip("."))
+    reference = BatchedReference(_session(uploaded, threads), uploaded.fixed_rows)
+    try:
+        reason = _why_not(candidate, reference, samples, runtime, threads)
+    except (CompileError, EngineRunError) as error:
+        reason = f"with a free batch the model fails: {str(error).rstrip('.')}"
+    return Rewriting(model=prepared if reason else candidate, reason=reason)
+
+
+def _why_not(
+    candidate: Model, reference: BatchedReference, samples: SampleView, runtime: Runtime, threads: int
+) -> str | None:
+    batches = list(itertools.islice(_companies(samples), _TRIALS))
+    if not batches:
+        return "there are no two samples of one shape to try in one batch"
+    session = _session(candidate, threads)
+    for feeds in batches:
+        # The same library on the same numbers: nothing but the order of sums may differ.
+        right = reference.run(feeds)
+        reason = influence(session.run, feeds, right, least_db=FP32_DB, free_rows=True)
+        if reason:
+            return reason
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "candidate.onnx"
+        save_model(candidate, path)
+        with runtime.compile(path, threads=threads) as engine:
+            reasons = (_engine_differs(engine, feeds, session.run(feeds)) for feeds in batches)
+            return next((reason for reason in reasons if reason), None)
+
+
+def _engine_differs(engine: Engine, feeds: Mapping[str, Array], right: Mapping[str, Array]) -> str | None:
+    answers = engine.run(feeds)
+    comparison = Comparison()
+    comparison.add(right, answers)
+    return fp32_miss(comparison.result()) or influence(
+        engine.run, feeds, answers, least_db=FP32_DB, free_rows=True
+    )
+
+
+def _companies(samples: SampleView) -> Iterator[dict[str, Array]]:
+    """Batches of two rows and more."""
+    for feeds in samples.batches(TRIAL_ROWS):
+        if len(next(iter(feeds.values()))) > 1:
+            yield feeds
+
+
+def _session(model: Model, threads: int) -> ReferenceSession:
+    return ReferenceSession(model.proto.SerializeToString(), threads=threads)
