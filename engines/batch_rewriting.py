@@ -2,24 +2,25 @@
 
 A traced graph answers one row at a time and cannot be batched, which costs most of a server's throughput. The
 candidate with a free batch is kept only if onnxruntime and the engine both answer its rows in company of every kind
-(`engines.company`) as the uploaded model answers them in its own batches. Calibration rows are enough: the sealed
-proof replays the same on rows that nothing was chosen on.
+(`engines.company`) as the model of the fixed batch does in its own batches. Calibration rows are enough: the sealed
+proof replays the uploaded model's answers on rows that nothing was chosen on.
 """
 
 import itertools
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from engines.accuracy import Comparison
 from engines.batched_reference import BatchedReference
-from engines.company import FP32_DB, TRIAL_ROWS, influence
+from engines.company import FP32_DB, HALF_DB, TRIAL_ROWS, influence
 from engines.errors import CompileError, EngineRunError, UnsupportedModelError
 from engines.model import Model, save_model
+from engines.preparation.single_precision import is_half
 from engines.prepare import prepare_free_batch
 from engines.proof import fp32_miss
-from engines.runtimes.base import Engine, Runtime
+from engines.runtimes.base import Runtime
 from engines.runtimes.reference import ReferenceSession
 from engines.sample_set import SampleView
 from engines.tensors import Array
@@ -38,28 +39,22 @@ class Rewriting:
     reason: str | None
 
 
-def rewrite_batch(
-    uploaded: Model, prepared: Model, samples: SampleView, runtime: Runtime, *, threads: int
-) -> Rewriting:
+def rewrite_batch(prepared: Model, samples: SampleView, runtime: Runtime, *, threads: int) -> Rewriting:
     """Frees the batch of a prepared model, if the proof holds.
 
     Args:
-        uploaded: the model as it came, of a fixed batch.
-        prepared: the same after preparation, with shapes inferred.
+        prepared: a model after preparation, with shapes inferred; of a free batch it is handed back.
         samples: rows to try; not those of the sealed proof.
         runtime: what will serve.
         threads: processors to use.
-
-    Raises:
-        EngineRunError: the uploaded model fails on the samples.
     """
-    if uploaded.fixed_rows is None:
+    if prepared.fixed_rows is None:
         return Rewriting(model=prepared, reason=None)
     try:
         candidate = prepare_free_batch(prepared)
     except UnsupportedModelError as error:
         return Rewriting(model=prepared, reason=str(error).rstrip("."))
-    reference = BatchedReference(_session(uploaded, threads), uploaded.fixed_rows)
+    reference = BatchedReference(_session(prepared, threads), prepared.fixed_rows)
     try:
         reason = _why_not(candidate, reference, samples, runtime, threads)
     except (CompileError, EngineRunError) as error:
@@ -74,27 +69,27 @@ def _why_not(
     if not batches:
         return "there are no two samples of one shape to try in one batch"
     session = _session(candidate, threads)
+    least_db = HALF_DB if is_half(candidate.proto) else FP32_DB
     for feeds in batches:
         # The same library on the same numbers: nothing but the order of sums may differ.
         right = reference.run(feeds)
-        reason = influence(session.run, feeds, right, least_db=FP32_DB, free_rows=True)
+        reason = influence(session.run, feeds, right, least_db=least_db, free_rows=True)
         if reason:
             return reason
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "candidate.onnx"
         save_model(candidate, path)
         with runtime.compile(path, threads=threads) as engine:
-            reasons = (_engine_differs(engine, feeds, session.run(feeds)) for feeds in batches)
-            return next((reason for reason in reasons if reason), None)
-
-
-def _engine_differs(engine: Engine, feeds: Mapping[str, Array], right: Mapping[str, Array]) -> str | None:
-    answers = engine.run(feeds)
-    comparison = Comparison()
-    comparison.add(right, answers)
-    return fp32_miss(comparison.result()) or influence(
-        engine.run, feeds, answers, least_db=FP32_DB, free_rows=True
-    )
+            for feeds in batches:
+                answers = engine.run(feeds)
+                comparison = Comparison()
+                comparison.add(session.run(feeds), answers)
+                reason = fp32_miss(comparison.result()) or influence(
+                    engine.run, feeds, answers, least_db=least_db, free_rows=True
+                )
+                if reason:
+                    return reason
+    return None
 
 
 def _companies(samples: SampleView) -> Iterator[dict[str, Array]]:

@@ -20,6 +20,7 @@ from engines.errors import CalibrationError, CompileError, EngineRunError, Unsup
 from engines.labels import class_output, read_labels
 from engines.model import Model, load_model, save_model
 from engines.options import BuildOptions, Precision
+from engines.preparation.single_precision import is_bfloat16
 from engines.prepare import prepare as prepare_model
 from engines.quantizing import quantize as write_quantized
 from engines.runtimes.base import Runtime
@@ -101,6 +102,11 @@ def _run_once(model: Model, samples: SampleView) -> None:
     try:
         session = ReferenceSession(model.proto.SerializeToString(), threads=resources.current().threads)
     except CompileError as error:
+        if is_bfloat16(model.proto):
+            raise UnsupportedModelError(
+                "the model computes in bfloat16, in which onnxruntime, the reference, cannot run it on this processor: "
+                "export it in float16 or float32."
+            ) from error
         raise UnsupportedModelError(f"{error} Export the model with other operators or types.") from error
     for rows in (model.fixed_rows,) if model.fixed_rows else (1, 2):
         feeds = next(iter(samples.batches(rows, whole=True)))
@@ -122,18 +128,12 @@ def prepare(workspace: Workspace, options: BuildOptions, progress: Progress) -> 
 
     Raises:
         UnsupportedModelError: the model cannot be brought to an opset that has quantization.
-        CalibrationError: the model fails on the samples.
     """
     uploaded = load_model(workspace.path(UPLOADED_MODEL))
     prepared = prepare_model(uploaded)
     progress(0.5)
     rows = SampleSet.open(workspace.root / SAMPLES).split().calibrate
-    try:
-        rewriting = rewrite_batch(uploaded, prepared, rows, _runtime(), threads=resources.current().threads)
-    except EngineRunError as error:
-        raise CalibrationError(
-            f"the FP32 model does not run on the samples: {error} Check the model with them."
-        ) from error
+    rewriting = rewrite_batch(prepared, rows, _runtime(), threads=resources.current().threads)
     save_model(rewriting.model, workspace.path(PREPARED))
     progress(1.0)
     return {

@@ -19,6 +19,7 @@ from engines.loading import Trial, fp32_engine, try_engine
 from engines.model import load_model
 from engines.options import BuildOptions, Contract, Precision
 from engines.outcome import outcome
+from engines.preparation.single_precision import is_half
 from engines.proof import Proof, Verification
 from engines.report import (
     Batching,
@@ -141,7 +142,7 @@ def _sealed(workspace: Workspace, splits: Splits, contract: Contract) -> Proof:
     if uploaded.fixed_rows is not None and load_model(workspace.path(PREPARED)).fixed_rows is None:
         reference = BatchedReference(reference, uploaded.fixed_rows)
     artifact = {name: path for name in (PREPARED, QUANTIZED) if (path := workspace.path(name)).exists()}
-    proof = Proof.seal(reference, splits.verify, contract, artifact)
+    proof = Proof.seal(reference, splits.verify, contract, artifact, half=is_half(uploaded.proto))
     proof.save(workspace.path(PROOF))
     return proof
 

@@ -20,7 +20,7 @@ def rewritten(folder: Path, proto: onnx.ModelProto, rows: int = 8) -> Rewriting:
     item = vector_rows(rows) if uploaded.inputs[0].name == "vector" else image_rows(rows)
     np.save(folder / "samples.npy", item)
     samples = import_samples([folder / "samples.npy"], uploaded.inputs, folder / "samples")
-    return rewrite_batch(uploaded, prepare(uploaded), samples.split().calibrate, OpenVINORuntime(), threads=1)
+    return rewrite_batch(prepare(uploaded), samples.split().calibrate, OpenVINORuntime(), threads=1)
 
 
 @pytest.mark.parametrize("rows", [1, 4])

@@ -177,3 +177,25 @@ def test_a_batch_that_cannot_be_freed_stays_and_the_report_says_why(tmp_path: Pa
     assert report.batching.uploaded_rows == 1
     assert report.batching.stays_fixed == "node 'row_node' (Squeeze) holds on to the batch"
     assert [latency.rows for latency in report.latencies] == [1]
+
+
+def test_a_model_in_fp16_runs_in_8_bits_behind_its_own_types(tmp_path: Path) -> None:
+    image = image_rows(ROWS)
+    report = build(tmp_path, odd_graphs.in_half_precision(odd_graphs.detector(rows=1)), {"image": image})
+    assert_served_in_8_bits(report, layers=3, sqnr_db={"boxes": 33, "scores": 40})
+    assert report.batching.batchable
+    assert report.batching.rewritten
+    with load_engine(tmp_path / "build", BuildOptions(), threads=1).engine as engine:
+        assert [spec.dtype.name for spec in (*engine.inputs, *engine.outputs)] == [
+            "float16",
+            "float16",
+            "float16",
+            "int64",
+        ]
+        assert engine.run({"image": image[:3].astype(np.float16)})["boxes"].dtype == np.float16
+
+
+def test_a_model_in_bfloat16_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    model = odd_graphs.in_half_precision(odd_graphs.two_towers(), TensorProto.BFLOAT16)
+    with pytest.raises(UnsupportedModelError, match=r"computes in bfloat16.*in float16 or float32"):
+        build(tmp_path, model, {**rows_of("left", 24), **rows_of("right", 16)})
