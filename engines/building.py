@@ -29,7 +29,7 @@ def quantize(
 
     Args:
         model: an ONNX file in FP32.
-        samples: .npz or .npy files of example inputs, a batch along axis 0.
+        samples: .npz, .npy or .safetensors files of example inputs, a batch along axis 0.
         folder: where all files of the build go, in place of those of an earlier one: the 8-bit model is
             `quantized.onnx`, the report `report.json`. `load_engine` loads from it.
         options: what is asked for; the defaults where None.

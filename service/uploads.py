@@ -17,6 +17,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from engines.errors import InvalidSamplesError
 from engines.options import BuildOptions
+from engines.safetensors_header import START_BYTES, looks_like_safetensors
 from engines.workspace import UPLOADED_LABELS, UPLOADED_MODEL, UPLOADED_SAMPLES
 from service.errors import BadRequestError, TooLargeError
 from service.storage import BlobStore, BlobWriter
@@ -24,7 +25,7 @@ from service.storage import BlobStore, BlobWriter
 _MOST_OPTIONS_BYTES = 1 << 16
 _MOST_SAMPLE_FILES = 999
 _MAGIC = {b"PK\x03\x04": ".npz", b"\x93NUMPY": ".npy"}
-_MAGIC_BYTES = 6
+_MAGIC_BYTES = START_BYTES
 
 
 class Part(enum.StrEnum):
@@ -33,7 +34,7 @@ class Part(enum.StrEnum):
     MODEL = "model"
     """The ONNX file; exactly one."""
     SAMPLES = "samples"
-    """A .npz or .npy file; one or more."""
+    """A .npz, .npy or .safetensors file; one or more."""
     LABELS = "labels"
     """A .npy file with the class of each sample; at most one."""
     OPTIONS = "options"
@@ -115,7 +116,7 @@ class UploadReader:
 
         Raises:
             BadRequestError: the body is no multipart, or a part is unknown, repeated or too long.
-            InvalidSamplesError: a samples part is neither .npz nor .npy, or the labels are no .npy.
+            InvalidSamplesError: a samples part is neither .npz, .npy nor .safetensors, or the labels are no .npy.
             TooLargeError: the body is over the limit.
             StorageFullError: the disk is full.
         """
@@ -130,7 +131,7 @@ class UploadReader:
         Raises:
             BadRequestError: the body was cut off, or a part is missing or empty.
             InvalidOptionsError: the options cannot be used.
-            InvalidSamplesError: a samples part is neither .npz nor .npy, or the labels are no .npy.
+            InvalidSamplesError: a samples part is neither .npz, .npy nor .safetensors, or the labels are no .npy.
             StorageFullError: the disk is full.
         """
         with _translated():
@@ -260,8 +261,10 @@ def _ending(file: _File) -> str:
     for magic, ending in _MAGIC.items():
         if file.magic.startswith(magic):
             return ending
+    if looks_like_safetensors(file.magic):
+        return ".safetensors"
     raise InvalidSamplesError(
-        f"the samples file {file.name} starts with {file.magic!r}, which is neither .npz nor .npy; "
+        f"the samples file {file.name} starts with {file.magic[:6]!r}, which is neither .npz, .npy nor .safetensors; "
         "write it with numpy.savez, one array for each input of the model."
     )
 

@@ -168,7 +168,13 @@ def test_a_file_that_is_no_onnx_fails_its_build_alone(octet: Octet, digits: dict
         ("d", {"samples": b"PK\x03\x04zip"}, 400, "request.invalid", "no part 'model'"),
         ("d", {"model": b"m"}, 400, "request.invalid", "no part 'samples'"),
         ("d", {"model": b"", "samples": b"PK\x03\x04zip"}, 400, "request.invalid", "is empty"),
-        ("d", {"model": b"m", "samples": b"1,2,3,4"}, 422, "samples.invalid", "neither .npz nor .npy"),
+        (
+            "d",
+            {"model": b"m", "samples": b"1,2,3,4"},
+            422,
+            "samples.invalid",
+            "neither .npz, .npy nor .safetensors",
+        ),
         (
             "d",
             {"model": b"m", "samples": b"PK\x03\x04zip", "labels": b"1"},

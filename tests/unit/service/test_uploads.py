@@ -12,6 +12,7 @@ from service.uploads import Upload, UploadReader
 
 NPZ = b"PK\x03\x04 samples in an archive"
 NPY = b"\x93NUMPY samples in a file"
+HEADER = b'{"x":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}'
 MODEL = ("model", "m.onnx", b"\x08\x0a model")
 SAMPLES = ("samples", "s.npz", NPZ)
 LABELS = ("labels", "classes.npy", NPY)
@@ -150,7 +151,7 @@ def test_content_that_looks_like_a_boundary_is_content(store: BlobStore) -> None
         (
             multipart(MODEL, ("samples", "s.csv", b"1,2,3\n4,5,6")),
             InvalidSamplesError,
-            r"s\.csv starts with b'1,2,3\\n', which is neither \.npz nor \.npy; write it with numpy\.savez",
+            r"s\.csv starts with b'1,2,3\\n', which is neither \.npz, \.npy nor \.safetensors; write it with",
         ),
         (multipart(MODEL, ("samples", "s.npz", b"PK")), InvalidSamplesError, "neither"),
         (multipart(MODEL, SAMPLES, end=b""), BadRequestError, "before its closing boundary; send it again"),
@@ -233,3 +234,10 @@ def test_spelled_out_defaults_are_the_same_build() -> None:
     spelled = Upload(options=BuildOptions.parse({"precision": "int8", "promote": True}), files=files)
     left_out = Upload(options=BuildOptions(), files=files)
     assert new_build("m", spelled).fingerprint == new_build("m", left_out).fingerprint
+
+
+@pytest.mark.parametrize("step", [1, 1 << 20])
+def test_safetensors_are_told_by_their_first_bytes(store: BlobStore, step: int) -> None:
+    samples = len(HEADER).to_bytes(8, "little") + HEADER
+    upload = read(store, multipart(MODEL, ("samples", "s.npz", samples)), step=step)
+    assert sorted(upload.files) == ["upload/model.onnx", "upload/samples-000.safetensors"]
