@@ -38,8 +38,8 @@ def assert_served_in_8_bits(report: Report, *, layers: int, sqnr_db: Mapping[str
     """Every floating output reaches what it did when the test was written, less 3 dB."""
     assert (report.verdict, report.reason, report.serving) == (Verdict.ACCEPTED, None, Precision.INT8)
     assert (len(report.layers.quantized), report.layers.skipped) == (layers, ())
-    assert report.int8 is not None
-    seen = {output.name: output.sqnr_db for output in report.int8.outputs if output.sqnr_db is not None}
+    assert report.quantized is not None
+    seen = {output.name: output.sqnr_db for output in report.quantized.outputs if output.sqnr_db is not None}
     assert seen.keys() == sqnr_db.keys()
     assert all(seen[name] > least for name, least in sqnr_db.items()), seen
 
@@ -95,8 +95,8 @@ def test_gemm_with_transposed_weights_and_factors(tmp_path: Path) -> None:
 def test_the_outputs_of_a_detector(tmp_path: Path) -> None:
     report = build(tmp_path, odd_graphs.detector(), {"image": image_rows(ROWS)})
     assert_served_in_8_bits(report, layers=3, sqnr_db={"boxes": 35, "scores": 40})
-    assert report.int8 is not None
-    labels = {output.name: output.equal_share for output in report.int8.outputs}["labels"]
+    assert report.quantized is not None
+    labels = {output.name: output.equal_share for output in report.quantized.outputs}["labels"]
     assert labels is not None
     assert labels > 0.95
 
