@@ -100,4 +100,4 @@ def _companies(samples: SampleView) -> Iterator[dict[str, Array]]:
 
 
 def _session(model: Model, threads: int) -> ReferenceSession:
-    return ReferenceSession(model.proto.SerializeToString(), threads=threads)
+    return ReferenceSession(model.proto, threads=threads)

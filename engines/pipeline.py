@@ -26,7 +26,8 @@ from engines.quantizing import quantize as write_quantized
 from engines.runtimes.base import Runtime
 from engines.runtimes.openvino import OpenVINORuntime
 from engines.runtimes.reference import ReferenceSession
-from engines.samples import SampleView, import_samples
+from engines.samples import SampleSet, SampleView, import_samples
+from engines.uploaded import load_uploaded
 from engines.verifying import verify as verify_engines
 from engines.workspace import (
     CALIBRATION,
@@ -36,12 +37,13 @@ from engines.workspace import (
     LAYER_ERRORS,
     PHASE_RECORDS,
     PREPARED,
+    PREPARED_WEIGHTS,
     PROOF,
     QUANTIZED,
+    QUANTIZED_WEIGHTS,
     REPORT,
     SAMPLES,
     UPLOADED_LABELS,
-    UPLOADED_MODEL,
     UPLOADED_SAMPLES,
     VALIDATED,
     VARIANTS,
@@ -72,7 +74,7 @@ def validate(workspace: Workspace, options: BuildOptions, progress: Progress) ->
         InvalidOptionsError: the contract does not fit the model.
         CalibrationError: the model fails on the samples.
     """
-    model = load_model(workspace.path(UPLOADED_MODEL))
+    model = load_uploaded(workspace)
     check_metric(options.contract.metric, model.outputs)
     progress(0.2)
     files = [workspace.root / name for name in workspace.list(UPLOADED_SAMPLES)]
@@ -100,7 +102,7 @@ def validate(workspace: Workspace, options: BuildOptions, progress: Progress) ->
 def _run_once(model: Model, samples: SampleView) -> None:
     """Runs a row, and two where the batch is free: a graph may fix inside what its inputs leave free."""
     try:
-        session = ReferenceSession(model.proto.SerializeToString(), threads=resources.current().threads)
+        session = ReferenceSession(model.proto, threads=resources.current().threads)
     except CompileError as error:
         if is_bfloat16(model.proto):
             raise UnsupportedModelError(
@@ -129,7 +131,7 @@ def prepare(workspace: Workspace, options: BuildOptions, progress: Progress) -> 
     Raises:
         UnsupportedModelError: the model cannot be brought to an opset that has quantization.
     """
-    uploaded = load_model(workspace.path(UPLOADED_MODEL))
+    uploaded = load_uploaded(workspace)
     prepared = prepare_model(uploaded)
     progress(0.5)
     rows = SampleSet.open(workspace.root / SAMPLES).split().calibrate
@@ -235,9 +237,9 @@ def _phase(name: str, run: Run, *outputs: str) -> Phase:
 
 PHASES: tuple[Phase, ...] = (
     _phase("validate", validate, VALIDATED, SAMPLES),
-    _phase("prepare", prepare, PREPARED),
+    _phase("prepare", prepare, PREPARED, PREPARED_WEIGHTS),
     _phase("calibrate", calibrate, VARIANTS),
-    _phase("quantize", quantize, QUANTIZED, CALIBRATION, HISTOGRAMS, CHOICES, LAYER_ERRORS),
+    _phase("quantize", quantize, QUANTIZED, QUANTIZED_WEIGHTS, CALIBRATION, HISTOGRAMS, CHOICES, LAYER_ERRORS),
     _phase("compile", compile_engine, COMPILED),
     _phase("verify", verify, PROOF, REPORT),
 )

@@ -5,6 +5,7 @@ import onnx.shape_inference
 from onnx import TensorProto
 
 from engines.errors import UnsupportedModelError
+from engines.external_weights import bare_copy
 from engines.growth import GROWING, check_growth, constant_tensors, grown_elements
 from engines.model import Model, from_proto
 from engines.model_checks import check_tensor_size, default_opset, one_sentence
@@ -110,8 +111,7 @@ def _infer(proto: onnx.ModelProto, *, data_prop: bool) -> list[onnx.ValueInfoPro
     """Types and shapes of the tensors between inputs and outputs, as far as they follow from the graph."""
     constants = constant_tensors(proto.graph)
     check_growth(proto.graph.node, constants)
-    bare = onnx.ModelProto()
-    bare.CopyFrom(proto)
+    bare = bare_copy(proto)
     del bare.graph.value_info[:]
     try:
         inferred = onnx.shape_inference.infer_shapes(bare, data_prop=data_prop)

@@ -45,7 +45,7 @@ class Tuner:
         """Runs FP32 once over the samples and keeps its answers."""
         self._runtime = runtime
         self._threads = threads
-        session = ReferenceSession(reference.proto.SerializeToString(), threads=threads)
+        session = ReferenceSession(reference.proto, threads=threads)
         self._batches: list[tuple[Mapping[str, Array], Mapping[str, Array]]] = []
         rows = 0
         size = reference.fixed_rows or TUNE_BATCH_ROWS

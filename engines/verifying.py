@@ -39,17 +39,21 @@ from engines.report_details import LatencyReport, LayerErrors, speed_warnings
 from engines.runtimes.base import Engine, Runtime
 from engines.runtimes.reference import ReferenceSession
 from engines.samples import SampleSet, Splits
+from engines.uploaded import load_uploaded
 from engines.workspace import (
     CALIBRATION,
     CHOICES,
     LAYER_ERRORS,
     PHASE_RECORDS,
     PREPARED,
+    PREPARED_WEIGHTS,
     PROOF,
     QUANTIZED,
+    QUANTIZED_WEIGHTS,
     SAMPLES,
     UPLOADED_LABELS,
     UPLOADED_MODEL,
+    UPLOADED_WEIGHTS,
     Workspace,
 )
 from engines.worst_tensors import read_histograms, worst_histograms
@@ -135,13 +139,12 @@ def verify(
 
 def _sealed(workspace: Workspace, splits: Splits, contract: Contract) -> Proof:
     """The proof of what is in the workspace, also written there."""
-    uploaded = load_model(workspace.path(UPLOADED_MODEL))
-    reference: Reference = ReferenceSession(
-        uploaded.proto.SerializeToString(), threads=resources.current().threads
-    )
+    uploaded = load_uploaded(workspace)
+    reference: Reference = ReferenceSession(uploaded.proto, threads=resources.current().threads)
     if uploaded.fixed_rows is not None and load_model(workspace.path(PREPARED)).fixed_rows is None:
         reference = BatchedReference(reference, uploaded.fixed_rows)
-    artifact = {name: path for name in (PREPARED, QUANTIZED) if (path := workspace.path(name)).exists()}
+    names = (PREPARED, PREPARED_WEIGHTS, QUANTIZED, QUANTIZED_WEIGHTS)
+    artifact = {name: path for name in names if (path := workspace.path(name)).exists()}
     proof = Proof.seal(reference, splits.verify, contract, artifact, half=is_half(uploaded.proto))
     proof.save(workspace.path(PROOF))
     return proof
@@ -224,11 +227,14 @@ def _batching(workspace: Workspace, unbatchable: str | None) -> Batching:
 
 
 def _sizes(workspace: Workspace) -> Sizes:
-    quantized = workspace.path(QUANTIZED)
+    def size_bytes(*prefixes: str) -> int:
+        names = {name for prefix in prefixes for name in workspace.list(prefix)}
+        return sum(workspace.path(name).stat().st_size for name in names)
+
     return Sizes(
-        uploaded_bytes=workspace.path(UPLOADED_MODEL).stat().st_size,
-        prepared_bytes=workspace.path(PREPARED).stat().st_size,
-        quantized_bytes=quantized.stat().st_size if quantized.exists() else None,
+        uploaded_bytes=size_bytes(UPLOADED_MODEL, UPLOADED_WEIGHTS),
+        prepared_bytes=size_bytes(PREPARED),
+        quantized_bytes=size_bytes(QUANTIZED) or None,
     )
 
 

@@ -28,6 +28,9 @@ _OLDEST_RESIZE_WITH_AXES = 18
 _RECURRENT_STATES = {4: 0, 5: 1, 6: 1}
 """Inputs of LSTM, GRU and RNN that hold a value for each row, and the axis of their batch."""
 
+_LONGEST_SHAPE = 64
+"""Elements of a constant that inference may have to read."""
+
 _Shape = tuple[int | None, ...]
 
 
@@ -108,7 +111,7 @@ class _Freed:
                 schema,
                 node,
                 {name: self._types[name] for name in names},
-                {name: self._constants[name] for name in names if name in self._constants},
+                {name: self._constants[name] for name in names if self._is_short(name)},
                 opset_imports=[helper.make_opsetid("", self._opset)],
             )
         except (onnx.shape_inference.InferenceError, RuntimeError, ValueError, KeyError) as error:
@@ -137,9 +140,14 @@ class _Freed:
         self._types[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
         return tensor.name
 
+    def _is_short(self, name: str) -> bool:
+        """Whether a tensor is a constant that may be a shape, and no weights."""
+        return name in self._constants and math.prod(self._constants[name].dims) <= _LONGEST_SHAPE
+
     def _integers(self, name: str) -> list[int] | None:
-        tensor = self._constants.get(name)
-        return None if tensor is None else [int(size) for size in numpy_helper.to_array(tensor).ravel()]
+        if not self._is_short(name):
+            return None
+        return [int(size) for size in numpy_helper.to_array(self._constants[name]).ravel()]
 
     def _free_reshape(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         """Lets the target's dimension that holds the batch take what is left.
