@@ -41,14 +41,14 @@ class Part(enum.StrEnum):
 
     MODEL = "model"
     """The ONNX file; exactly one."""
-    WEIGHTS = "weights"
-    """A file with weights of the model, under the name that the model calls it; none or more."""
     SAMPLES = "samples"
     """A .npz, .npy or .safetensors file; one or more."""
     LABELS = "labels"
     """A .npy file with the class of each sample; at most one."""
     OPTIONS = "options"
     """The build's options as a JSON object; at most one."""
+    WEIGHTS = "weights"
+    """A file with weights of the model, under the name that the model calls it; none or more."""
 
 
 _SINGLE = {

@@ -8,10 +8,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from engines import external_weights
 from engines.building import quantize
-from engines.errors import UnsupportedModelError
+from engines.errors import InvalidArtifactError, UnsupportedModelError
 from engines.loading import load_engine
 from engines.options import BuildOptions, Precision
+from engines.proof import Proof
 from engines.report import Report, Verdict
 from engines.tensors import Array
 from tests.unit.engines import odd_graphs
@@ -199,3 +201,40 @@ def test_a_model_in_bfloat16_is_refused_with_a_remedy(tmp_path: Path) -> None:
     model = odd_graphs.in_half_precision(odd_graphs.two_towers(), TensorProto.BFLOAT16)
     with pytest.raises(UnsupportedModelError, match=r"computes in bfloat16.*in float16 or float32"):
         build(tmp_path, model, {**rows_of("left", 24), **rows_of("right", 16)})
+
+
+def test_a_model_too_large_for_one_file_keeps_its_weights_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, image = odd_graphs.detector(rows=1), image_rows(ROWS)
+    onnx.save(
+        model, tmp_path / "large.onnx", save_as_external_data=True, location="large.bin", size_threshold=64
+    )
+    np.savez(tmp_path / "samples.npz", allow_pickle=False, image=image)
+    monkeypatch.setattr(external_weights, "MAX_INLINE_BYTES", 500)
+    monkeypatch.setattr(external_weights, "_SMALLEST_BYTES", 200)
+    report = quantize(
+        tmp_path / "large.onnx",
+        [tmp_path / "samples.npz"],
+        tmp_path / "build",
+        weights=[tmp_path / "large.bin"],
+        threads=1,
+    )
+    assert_served_in_8_bits(report, layers=3, sqnr_db={"boxes": 33, "scores": 40})
+    assert report.batching.rewritten
+    folder = tmp_path / "build"
+    assert report.sizes.prepared_bytes == sum(path.stat().st_size for path in folder.glob("prepared.onnx*"))
+    assert set(Proof.load(folder / "proof.npz").hashes) == {
+        "prepared.onnx",
+        "prepared.onnx.data",
+        "quantized.onnx",
+        "quantized.onnx.data",
+    }
+    for name in (tmp_path / "large.bin", *folder.glob("upload/*")):
+        name.unlink()
+    with load_engine(folder, BuildOptions(), threads=1, cache=tmp_path / "cache").engine as engine:
+        assert engine.run({"image": image[:5]})["labels"].shape == (5, 64)
+    weights = folder / "quantized.onnx.data"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x55")
+    with pytest.raises(InvalidArtifactError, match=r"quantized.onnx.data' is not the file that was proven"):
+        load_engine(folder, BuildOptions(), threads=1)

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -241,3 +242,40 @@ def test_safetensors_are_told_by_their_first_bytes(store: BlobStore, step: int) 
     samples = len(HEADER).to_bytes(8, "little") + HEADER
     upload = read(store, multipart(MODEL, ("samples", "s.npz", samples)), step=step)
     assert sorted(upload.files) == ["upload/model.onnx", "upload/samples-000.safetensors"]
+
+
+def test_weights_are_stored_under_names_of_ours_with_what_the_model_calls_them(store: BlobStore) -> None:
+    upload = read(
+        store,
+        multipart(
+            ("weights", "model.onnx.data", b"first"), MODEL, SAMPLES, ("weights", "../more.bin", b"second")
+        ),
+    )
+    assert sorted(upload.files) == [
+        "upload/model.onnx",
+        "upload/samples-000.npz",
+        "upload/weights-000",
+        "upload/weights-001",
+        "upload/weights.json",
+    ]
+    assert store.path(upload.files["upload/weights-000"]).read_bytes() == b"first"
+    assert json.loads(store.path(upload.files["upload/weights.json"]).read_bytes()) == [
+        "model.onnx.data",
+        "more.bin",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("parts", "sentence"),
+    [
+        ([("weights", None, b"w")], "a part 'weights' has the file name ''; send it under the name"),
+        ([("weights", "w" * 256, b"w")], "a part 'weights' has the file name 'wwww"),
+        ([("weights", "w", b"1"), ("weights", "w", b"2")], "two parts 'weights' called 'w'"),
+        ([("weights", "w", b"")], r"the part 'weights' \(w\) is empty"),
+    ],
+)
+def test_weights_that_no_model_could_name_are_refused(
+    store: BlobStore, parts: list[tuple[str, str | None, bytes]], sentence: str
+) -> None:
+    with pytest.raises(BadRequestError, match=sentence):
+        read(store, multipart(MODEL, SAMPLES, *parts))
