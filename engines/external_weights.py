@@ -20,6 +20,8 @@ from engines.naming import quote
 
 MAX_INLINE_BYTES = 2**30
 """Weights of a model that is a single file. Beyond, every copy that a library makes of it would cost too much."""
+MAX_TENSOR_BYTES = 2**31 - 2**20
+"""One tensor: in memory it is a field of a protobuf message."""
 MAX_WEIGHT_BYTES = 32 * 2**30
 """Weights of a model at all."""
 
@@ -33,6 +35,11 @@ _KEYS = frozenset({"location", "offset", "length", "checksum"})
 def weights_path(model: Path) -> Path:
     """The file of raw weights that belongs to a model file; most models have none."""
     return model.with_name(f"{model.name}.data")
+
+
+def file_bytes(model: Path) -> int:
+    """Size of a model file, with the weights beside it."""
+    return sum(path.stat().st_size for path in (model, weights_path(model)) if path.is_file())
 
 
 def weight_bytes(proto: onnx.ModelProto) -> int:
@@ -122,6 +129,10 @@ def attach(proto: onnx.ModelProto, parts: Mapping[str, Path]) -> None:
             raise InvalidModelError(
                 f"{where} lies in bytes {offset} to {offset + max(0, size_bytes)} of the weights {quote(location)},"
                 f" which have {available_bytes}: the file is truncated or of another export; upload the files of one."
+            )
+        if size_bytes > MAX_TENSOR_BYTES:
+            raise UnsupportedModelError(
+                f"{where} takes {size_bytes} bytes; octet takes tensors of at most {MAX_TENSOR_BYTES}: split the layer."
             )
         left_bytes -= size_bytes
         if left_bytes < 0:

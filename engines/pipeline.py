@@ -18,7 +18,7 @@ from engines.batch_rewriting import rewrite_batch
 from engines.calibrating import calibrate as observe_variants
 from engines.errors import CalibrationError, CompileError, EngineRunError, UnsupportedModelError
 from engines.labels import class_output, read_labels
-from engines.model import Model, load_model, save_model
+from engines.model import Model, save_model
 from engines.options import BuildOptions, Precision
 from engines.preparation.single_precision import is_bfloat16
 from engines.prepare import prepare as prepare_model

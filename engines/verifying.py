@@ -203,7 +203,7 @@ def _task(workspace: Workspace, splits: Splits, proof: Proof, trial: Trial | Non
     path = workspace.path(UPLOADED_LABELS)
     if not path.exists():
         return None
-    output = class_output(load_model(workspace.path(UPLOADED_MODEL)).outputs)
+    output = class_output(load_uploaded(workspace).outputs)
     labels = read_labels(path, SampleSet.open(workspace.root / SAMPLES).rows, output)
     right = answered_right(proof, splits.verify, labels, output)
     engine = trial.engine if trial and trial.verification.accuracy else None

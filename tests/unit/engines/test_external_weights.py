@@ -145,6 +145,14 @@ def test_tensors_that_overlap_without_end_are_refused(tmp_path: Path) -> None:
         read(proto, weights_bin=tmp_path / "weights.bin")
 
 
+def test_a_tensor_past_the_end_of_protobuf_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(external_weights, "MAX_TENSOR_BYTES", 1535)
+    with pytest.raises(UnsupportedModelError, match="takes 1536 bytes; octet takes tensors of at most 1535"):
+        read(exported(tmp_path), weights_bin=tmp_path / "weights.bin")
+
+
 def test_a_model_without_its_parts_is_refused_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match="upload that file as a part 'weights'"):
         load_model(exported(tmp_path).SerializeToString())
