@@ -8,7 +8,7 @@ proof replays the uploaded model's answers on rows that nothing was chosen on.
 
 import itertools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from engines.runtimes.base import Runtime
 from engines.runtimes.reference import ReferenceSession
 from engines.sample_set import SampleView
 from engines.tensors import Array
+
+_Answered = tuple[Mapping[str, Array], Mapping[str, Array]]
 
 _TRIALS = 2
 """Batches of different shapes that the proof is tried on, where inputs have free dimensions."""
@@ -48,42 +50,37 @@ def rewrite_batch(prepared: Model, samples: SampleView, runtime: Runtime, *, thr
         runtime: what will serve.
         threads: processors to use.
     """
-    if prepared.fixed_rows is None:
+    rows = prepared.fixed_rows
+    if rows is None:
         return Rewriting(model=prepared, reason=None)
     try:
         candidate = prepare_free_batch(prepared)
     except UnsupportedModelError as error:
         return Rewriting(model=prepared, reason=str(error).rstrip("."))
-    reference = BatchedReference(_session(prepared, threads), prepared.fixed_rows)
     try:
-        reason = _why_not(candidate, reference, samples, runtime, threads)
+        tried = _answered(prepared, rows, samples, threads)
+        reason = _why_not(candidate, tried, runtime, threads)
     except (CompileError, EngineRunError) as error:
         reason = f"with a free batch the model fails: {str(error).rstrip('.')}"
     return Rewriting(model=prepared if reason else candidate, reason=reason)
 
 
-def _why_not(
-    candidate: Model, reference: BatchedReference, samples: SampleView, runtime: Runtime, threads: int
-) -> str | None:
-    batches = list(itertools.islice(_companies(samples), _TRIALS))
-    if not batches:
+def _why_not(candidate: Model, tried: Sequence[_Answered], runtime: Runtime, threads: int) -> str | None:
+    # One session or engine after the other, because each holds the weights.
+    if not tried:
         return "there are no two samples of one shape to try in one batch"
-    session = _session(candidate, threads)
     least_db = HALF_DB if is_half(candidate.proto) else FP32_DB
-    for feeds in batches:
-        # The same library on the same numbers: nothing but the order of sums may differ.
-        right = reference.run(feeds)
-        reason = influence(session.run, feeds, right, least_db=least_db, free_rows=True)
-        if reason:
-            return reason
+    reason = _reference_differs(candidate, tried, least_db, threads)
+    if reason:
+        return reason
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "candidate.onnx"
         save_model(candidate, path)
         with runtime.compile(path, threads=threads) as engine:
-            for feeds in batches:
+            for feeds, right in tried:
                 answers = engine.run(feeds)
                 comparison = Comparison()
-                comparison.add(session.run(feeds), answers)
+                comparison.add(right, answers)
                 reason = fp32_miss(comparison.result()) or influence(
                     engine.run, feeds, answers, least_db=least_db, free_rows=True
                 )
@@ -92,12 +89,25 @@ def _why_not(
     return None
 
 
+def _answered(model: Model, rows: int, samples: SampleView, threads: int) -> list[_Answered]:
+    """Batches of two rows and more, with the answers of a model that takes `rows` at a time."""
+    reference = BatchedReference(ReferenceSession(model.proto, threads=threads), rows)
+    return [(feeds, reference.run(feeds)) for feeds in itertools.islice(_companies(samples), _TRIALS)]
+
+
+def _reference_differs(
+    candidate: Model, tried: Sequence[_Answered], least_db: float, threads: int
+) -> str | None:
+    # The same library on the same numbers: nothing but the order of sums may differ.
+    session = ReferenceSession(candidate.proto, threads=threads)
+    reasons = (
+        influence(session.run, feeds, right, least_db=least_db, free_rows=True) for feeds, right in tried
+    )
+    return next((reason for reason in reasons if reason), None)
+
+
 def _companies(samples: SampleView) -> Iterator[dict[str, Array]]:
     """Batches of two rows and more."""
     for feeds in samples.batches(TRIAL_ROWS):
         if len(next(iter(feeds.values()))) > 1:
             yield feeds
-
-
-def _session(model: Model, threads: int) -> ReferenceSession:
-    return ReferenceSession(model.proto, threads=threads)

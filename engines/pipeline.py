@@ -131,8 +131,7 @@ def prepare(workspace: Workspace, options: BuildOptions, progress: Progress) -> 
     Raises:
         UnsupportedModelError: the model cannot be brought to an opset that has quantization.
     """
-    uploaded = load_uploaded(workspace)
-    prepared = prepare_model(uploaded)
+    prepared = prepare_model(load_uploaded(workspace))
     progress(0.5)
     rows = SampleSet.open(workspace.root / SAMPLES).split().calibrate
     rewriting = rewrite_batch(prepared, rows, _runtime(), threads=resources.current().threads)
@@ -141,7 +140,7 @@ def prepare(workspace: Workspace, options: BuildOptions, progress: Progress) -> 
     return {
         "prepared_opset": rewriting.model.opset,
         "prepared_nodes": len(rewriting.model.proto.graph.node),
-        "uploaded_batch_rows": uploaded.fixed_rows,
+        "uploaded_batch_rows": prepared.fixed_rows,
         "batch_stays_fixed": rewriting.reason,
     }
 

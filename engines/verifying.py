@@ -16,7 +16,6 @@ from engines.contract import doubts
 from engines.labels import answered_right, class_output, read_labels, task_report
 from engines.latency import latencies_ms, repeated
 from engines.loading import Trial, fp32_engine, try_engine
-from engines.model import load_model
 from engines.options import BuildOptions, Contract, Precision
 from engines.outcome import outcome
 from engines.preparation.single_precision import is_half
@@ -139,15 +138,21 @@ def verify(
 
 def _sealed(workspace: Workspace, splits: Splits, contract: Contract) -> Proof:
     """The proof of what is in the workspace, also written there."""
-    uploaded = load_uploaded(workspace)
-    reference: Reference = ReferenceSession(uploaded.proto, threads=resources.current().threads)
-    if uploaded.fixed_rows is not None and load_model(workspace.path(PREPARED)).fixed_rows is None:
-        reference = BatchedReference(reference, uploaded.fixed_rows)
+    reference, half = _reference(workspace)
     names = (PREPARED, PREPARED_WEIGHTS, QUANTIZED, QUANTIZED_WEIGHTS)
     artifact = {name: path for name in names if (path := workspace.path(name)).exists()}
-    proof = Proof.seal(reference, splits.verify, contract, artifact, half=is_half(uploaded.proto))
+    proof = Proof.seal(reference, splits.verify, contract, artifact, half=half)
     proof.save(workspace.path(PROOF))
     return proof
+
+
+def _reference(workspace: Workspace) -> tuple[Reference, bool]:
+    """The uploaded model, of a free batch where preparation made it free, and whether it is in 16-bit floats."""
+    uploaded = load_uploaded(workspace)
+    reference: Reference = ReferenceSession(uploaded.proto, threads=resources.current().threads)
+    if uploaded.fixed_rows is not None and _batching(workspace, None).rewritten:
+        reference = BatchedReference(reference, uploaded.fixed_rows)
+    return reference, is_half(uploaded.proto)
 
 
 def _record(workspace: Workspace, options: BuildOptions) -> QuantizationRecord:
