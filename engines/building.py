@@ -24,7 +24,7 @@ Progress = Callable[[str, float], None]
 """Takes the phase and the share of it that is done, 0 to 1."""
 
 
-def quantize(
+def quantize(  # noqa: PLR0913 # the public entry: all but three are optional and named
     model: Path,
     samples: Sequence[Path],
     folder: Path,

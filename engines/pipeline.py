@@ -238,7 +238,9 @@ PHASES: tuple[Phase, ...] = (
     _phase("validate", validate, VALIDATED, SAMPLES),
     _phase("prepare", prepare, PREPARED, PREPARED_WEIGHTS),
     _phase("calibrate", calibrate, VARIANTS),
-    _phase("quantize", quantize, QUANTIZED, QUANTIZED_WEIGHTS, CALIBRATION, HISTOGRAMS, CHOICES, LAYER_ERRORS),
+    _phase(
+        "quantize", quantize, QUANTIZED, QUANTIZED_WEIGHTS, CALIBRATION, HISTOGRAMS, CHOICES, LAYER_ERRORS
+    ),
     _phase("compile", compile_engine, COMPILED),
     _phase("verify", verify, PROOF, REPORT),
 )
