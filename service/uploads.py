@@ -304,9 +304,9 @@ def _ending(file: _File) -> str:
 
 
 def _check_labels(file: _File) -> None:
-    if _MAGIC.get(file.magic) != ".npy":
+    if not any(file.magic.startswith(magic) for magic, ending in _MAGIC.items() if ending == ".npy"):
         raise InvalidSamplesError(
-            f"the labels file {file.name} starts with {file.magic!r}, which is no .npy; write it with numpy.save, "
+            f"the labels file {file.name} starts with {file.magic[:6]!r}, which is no .npy; write it with numpy.save, "
             "one integer for each sample."
         )
 

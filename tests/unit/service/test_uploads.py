@@ -108,9 +108,9 @@ def test_content_that_looks_like_a_boundary_is_content(store: BlobStore) -> None
         ),
         (multipart(MODEL, MODEL, SAMPLES), BadRequestError, "second part 'model'; send exactly one"),
         (
-            multipart(MODEL, SAMPLES, ("weights", "w.bin", NPY)),
+            multipart(MODEL, SAMPLES, ("rows", "r.bin", NPY)),
             BadRequestError,
-            "unknown part 'weights'; known parts are model, samples, labels, options",
+            "unknown part 'rows'; known parts are model, samples, labels, options, weights",
         ),
         (
             multipart(MODEL, SAMPLES, LABELS, LABELS),
