@@ -195,10 +195,10 @@ def test_a_file_that_is_no_onnx_fails_its_build_alone(octet: Octet, digits: dict
         ),
         (
             "d",
-            {"model": b"m", "samples": b"PK\x03\x04zip", "labels": b"1"},
+            {"model": b"m", "samples": b"PK\x03\x04zip", "rows": b"1"},
             400,
             "request.invalid",
-            "unknown part 'labels'",
+            "unknown part 'rows'",
         ),
         (
             "d",
