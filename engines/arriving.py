@@ -17,7 +17,7 @@ import onnx
 from engines import resources
 from engines.choices import Layers, QuantizationRecord, SkippedLayerReport
 from engines.errors import InvalidOptionsError, UnsupportedModelError
-from engines.model import Model, from_proto, load_model, save_model
+from engines.model import Model, from_proto, save_model
 from engines.naming import quote
 from engines.options import BuildOptions, Precision
 from engines.prepare import prepare
@@ -30,7 +30,8 @@ from engines.quantization.unsigned import keep_quantizers
 from engines.runtimes.base import Runtime
 from engines.samples import SampleSet, SampleView, Splits
 from engines.tuning import Tuner
-from engines.workspace import ARRIVED, CHOICES, QUANTIZED, SAMPLES, UPLOADED_MODEL, Workspace
+from engines.uploaded import load_uploaded
+from engines.workspace import ARRIVED, CHOICES, QUANTIZED, SAMPLES, Workspace
 
 FLOATING = "it arrived floating"
 AS_IT_ARRIVED = "weights as they arrived"
@@ -106,7 +107,7 @@ def write_arrived(
         EngineRunError: the model fails on the tune samples.
     """
     workspace.path(QUANTIZED).unlink(missing_ok=True)
-    stored = _with_stored_codes(prepare(load_model(workspace.path(UPLOADED_MODEL))))
+    stored = _with_stored_codes(prepare(load_uploaded(workspace)))
     symmetric, asymmetric = make_symmetric(stored.proto, read_quantizers(stored.proto.graph))
     if asymmetric and not runtime.takes_asymmetric:
         shown = ", ".join(quote(name) for name in asymmetric[:5])
@@ -139,7 +140,7 @@ def _better(
     rows = arrived_splits(SampleSet.open(workspace.root / SAMPLES)).tune
     if not rows.rows:
         return narrowed, {"weights": NARROWED}
-    uploaded = load_model(workspace.path(UPLOADED_MODEL))
+    uploaded = load_uploaded(workspace)
     tuner = Tuner(uploaded, rows, runtime=runtime, threads=resources.current().threads)
     found_db = {
         name: round(tuner.measure(model).sqnr_db, 2)

@@ -18,6 +18,8 @@ Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 FP32_DB = 70.0
 """Floating-point sums whose order depends on the batch size differ by less: about 120 dB was seen in CNNs."""
+HALF_DB = 50.0
+"""In models of 16-bit floats such a difference may round a value the other way, 2^-11 of it or 66 dB below it."""
 EIGHT_BIT_DB = 40.0
 """Such a difference may move an activation across a rounding step of 8 bits, once in many thousands."""
 

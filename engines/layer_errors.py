@@ -52,7 +52,7 @@ def layer_errors(
     if not layers:
         return LayerErrors(rows=0)
     right, found = (
-        ReferenceSession(model.proto.SerializeToString(), outputs=list(layers), threads=threads)
+        ReferenceSession(model.proto, outputs=list(layers), threads=threads)
         for model in (reference, quantized)
     )
     energies = {tensor: np.zeros(2) for tensor in layers}

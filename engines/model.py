@@ -1,5 +1,6 @@
 """A checked ONNX model with typed inputs and outputs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from engines.errors import InvalidModelError, UnsupportedModelError
+from engines.external_weights import attach, attach_own, weights_path, write_model
 from engines.model_checks import admit, default_opset
 from engines.model_signature import input_specs, output_specs
 from engines.tensors import TensorSpec
@@ -46,17 +48,20 @@ class Model:
         return next((spec.fixed_rows for spec in self.inputs if spec.fixed_rows is not None), None)
 
 
-def load_model(source: bytes | Path) -> Model:
-    """Reads an untrusted ONNX model: the bytes alone, never another file that they point to.
+def load_model(source: bytes | Path, *, weights: Mapping[str, Path] | None = None) -> Model:
+    """Reads an untrusted ONNX model, and never a file that it points to.
+
+    Weights outside of it come from `weights`, files of ours by the names that the model calls them, and where none
+    are given from the file that `save_model` put beside `source`.
 
     Model-local functions are inlined, training information and imports of unused domains are dropped, and the
     shapes of the outputs are those that follow from the graph.
 
     Raises:
         InvalidModelError: the bytes are no ONNX model, or one that breaks ONNX's own rules.
-        UnsupportedModelError: external data, custom domains, control flow, an opset or a size out of range,
-        an
-            input or output that cannot be batched.
+        InvalidArtifactError: the weights that `save_model` wrote do not fit the model.
+        UnsupportedModelError: weights in files that were not given, custom domains, control flow, an opset or a size
+            out of range, an input or output that cannot be batched.
     """
     content = source if isinstance(source, bytes) else _read(source)
     if not content:
@@ -66,6 +71,10 @@ def load_model(source: bytes | Path) -> Model:
     if len(content) > MAX_MODEL_BYTES:
         raise UnsupportedModelError(_too_large(len(content)))
     proto = _parse(content)
+    if weights is not None:
+        attach(proto, weights)
+    elif isinstance(source, Path) and weights_path(source).is_file():
+        attach_own(proto, source)
     admit(proto)
     return _typed(proto)
 
@@ -82,8 +91,8 @@ def from_proto(proto: onnx.ModelProto) -> Model:
 
 
 def save_model(model: Model, path: Path) -> None:
-    """Writes the model as one file with all weights inside."""
-    path.write_bytes(model.proto.SerializeToString(deterministic=True))
+    """Writes the model as one file, or as two where its weights are too large for one (`weights_path`)."""
+    write_model(model.proto, path)
 
 
 def _read(path: Path) -> bytes:
@@ -102,8 +111,8 @@ def _read(path: Path) -> bytes:
 
 def _too_large(size_bytes: int) -> str:
     return (
-        f"the model has {size_bytes} bytes; octet takes at most {MAX_MODEL_BYTES}: a larger one cannot be a"
-        " single ONNX file."
+        f"the model file has {size_bytes} bytes; octet takes at most {MAX_MODEL_BYTES}, because a larger one cannot be"
+        " a single ONNX file: save its weights as external data and upload them as parts 'weights'."
     )
 
 

@@ -14,6 +14,7 @@ import onnx.shape_inference
 from onnx import helper
 
 from engines.errors import InvalidModelError, UnsupportedModelError
+from engines.external_weights import bare_copy, is_large, skeleton
 from engines.growth import check_growth, constant_tensors
 from engines.model_functions import inline_functions
 from engines.model_signature import input_specs
@@ -193,7 +194,7 @@ def _check_onnx_rules(proto: onnx.ModelProto) -> None:
     for tensor in unshaped:
         tensor.shape.SetInParent()
     try:
-        onnx.checker.check_model(proto)
+        onnx.checker.check_model(skeleton(proto) if is_large(proto) else proto)
     except (onnx.checker.ValidationError, RuntimeError, ValueError, TypeError) as error:
         raise InvalidModelError(
             f"the model breaks a rule of ONNX: {one_sentence(error)}. Export it again."
@@ -207,8 +208,7 @@ def _infer_outputs(proto: onnx.ModelProto) -> None:
 
     Declared shapes past the inputs are often stale, so only what inference leaves open is taken from them.
     """
-    bare = onnx.ModelProto()
-    bare.CopyFrom(proto)
+    bare = bare_copy(proto)
     del bare.graph.value_info[:]
     for value in bare.graph.output:
         if value.type.HasField("tensor_type"):

@@ -11,6 +11,7 @@ import onnx
 import onnx.inliner
 
 from engines.errors import InvalidModelError, UnsupportedModelError
+from engines.external_weights import is_large, skeleton, with_weights
 from engines.naming import quote
 
 _Key = tuple[str, str, str]
@@ -26,6 +27,11 @@ def inline_functions(proto: onnx.ModelProto, *, max_nodes: int) -> None:
     if not proto.functions:
         return
     _check_expansion(proto, max_nodes)
+    if is_large(proto):
+        light = skeleton(proto)
+        inline_functions(light, max_nodes=max_nodes)
+        proto.CopyFrom(with_weights(light, proto))
+        return
     try:
         inlined = onnx.inliner.inline_local_functions(proto, convert_version=True)
     except (RuntimeError, ValueError, TypeError) as error:

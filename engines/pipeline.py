@@ -15,18 +15,21 @@ from typing import Any
 from engines import resources
 from engines.accuracy import check_metric
 from engines.arriving import arrive, arrived_as, arrived_splits, write_arrived
+from engines.batch_rewriting import rewrite_batch
 from engines.calibrating import calibrate as observe_variants
 from engines.errors import CalibrationError, CompileError, EngineRunError, UnsupportedModelError
 from engines.labels import class_output, read_labels
-from engines.model import Model, load_model, save_model
+from engines.model import Model, save_model
 from engines.options import BuildOptions, Precision
+from engines.preparation.single_precision import is_bfloat16
 from engines.prepare import prepare as prepare_model
 from engines.quantization.quantizers import check_form, is_quantized
 from engines.quantizing import quantize as write_quantized
 from engines.runtimes.base import Runtime
 from engines.runtimes.openvino import OpenVINORuntime
 from engines.runtimes.reference import ReferenceSession
-from engines.samples import SampleView, import_samples
+from engines.samples import SampleSet, SampleView, import_samples
+from engines.uploaded import load_uploaded
 from engines.verifying import verify as verify_engines
 from engines.workspace import (
     ARRIVED,
@@ -37,12 +40,13 @@ from engines.workspace import (
     LAYER_ERRORS,
     PHASE_RECORDS,
     PREPARED,
+    PREPARED_WEIGHTS,
     PROOF,
     QUANTIZED,
+    QUANTIZED_WEIGHTS,
     REPORT,
     SAMPLES,
     UPLOADED_LABELS,
-    UPLOADED_MODEL,
     UPLOADED_SAMPLES,
     VALIDATED,
     VARIANTS,
@@ -73,7 +77,7 @@ def validate(workspace: Workspace, options: BuildOptions, progress: Progress) ->
         InvalidOptionsError: the contract does not fit the model.
         CalibrationError: the model fails on the samples.
     """
-    model = load_model(workspace.path(UPLOADED_MODEL))
+    model = load_uploaded(workspace)
     check_metric(options.contract.metric, model.outputs)
     if options.precision is not Precision.FP32:
         check_form(model.proto.graph)
@@ -103,8 +107,13 @@ def validate(workspace: Workspace, options: BuildOptions, progress: Progress) ->
 def _run_once(model: Model, samples: SampleView) -> None:
     """Runs a row, and two where the batch is free: a graph may fix inside what its inputs leave free."""
     try:
-        session = ReferenceSession(model.proto.SerializeToString(), threads=resources.current().threads)
+        session = ReferenceSession(model.proto, threads=resources.current().threads)
     except CompileError as error:
+        if is_bfloat16(model.proto):
+            raise UnsupportedModelError(
+                "the model computes in bfloat16, in which onnxruntime, the reference, cannot run it on this processor: "
+                "export it in float16 or float32."
+            ) from error
         raise UnsupportedModelError(f"{error} Export the model with other operators or types.") from error
     for rows in (model.fixed_rows,) if model.fixed_rows else (1, 2):
         feeds = next(iter(samples.batches(rows, whole=True)))
@@ -129,11 +138,24 @@ def prepare(workspace: Workspace, options: BuildOptions, progress: Progress) -> 
             quantizers that octet does not take.
         InvalidOptionsError: the model arrived quantized in another precision than the one that is asked for.
     """
-    uploaded = load_model(workspace.path(UPLOADED_MODEL))
+    uploaded = load_uploaded(workspace)
     prepared, arrived = arrive(workspace, options, uploaded, prepare_model(uploaded))
-    save_model(prepared, workspace.path(PREPARED))
+    if arrived_as(workspace) is not None:
+        save_model(prepared, workspace.path(PREPARED))
+        progress(1.0)
+        return {"prepared_opset": prepared.opset, "prepared_nodes": len(prepared.proto.graph.node), **arrived}
+    progress(0.5)
+    rows = SampleSet.open(workspace.root / SAMPLES).split().calibrate
+    rewriting = rewrite_batch(prepared, rows, _runtime(), threads=resources.current().threads)
+    save_model(rewriting.model, workspace.path(PREPARED))
     progress(1.0)
-    return {"prepared_opset": prepared.opset, "prepared_nodes": len(prepared.proto.graph.node), **arrived}
+    return {
+        "prepared_opset": rewriting.model.opset,
+        "prepared_nodes": len(rewriting.model.proto.graph.node),
+        "uploaded_batch_rows": prepared.fixed_rows,
+        "batch_stays_fixed": rewriting.reason,
+        **arrived,
+    }
 
 
 def calibrate(workspace: Workspace, options: BuildOptions, progress: Progress) -> dict[str, Any]:
@@ -232,9 +254,11 @@ def _phase(name: str, run: Run, *outputs: str) -> Phase:
 
 PHASES: tuple[Phase, ...] = (
     _phase("validate", validate, VALIDATED, SAMPLES),
-    _phase("prepare", prepare, PREPARED, ARRIVED),
+    _phase("prepare", prepare, PREPARED, PREPARED_WEIGHTS, ARRIVED),
     _phase("calibrate", calibrate, VARIANTS),
-    _phase("quantize", quantize, QUANTIZED, CALIBRATION, HISTOGRAMS, CHOICES, LAYER_ERRORS),
+    _phase(
+        "quantize", quantize, QUANTIZED, QUANTIZED_WEIGHTS, CALIBRATION, HISTOGRAMS, CHOICES, LAYER_ERRORS
+    ),
     _phase("compile", compile_engine, COMPILED),
     _phase("verify", verify, PROOF, REPORT),
 )

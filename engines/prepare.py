@@ -7,13 +7,16 @@ import onnx.shape_inference
 from onnx import TensorProto
 
 from engines.errors import UnsupportedModelError
+from engines.external_weights import bare_copy
 from engines.growth import GROWING, check_growth, constant_tensors, grown_elements
 from engines.model import Model, from_proto, load_model
 from engines.model_checks import check_tensor_size, default_opset, one_sentence
 from engines.preparation.attention import simplify_attention
 from engines.preparation.batch_norm import fold_batch_norms
 from engines.preparation.folding import fold_constants
+from engines.preparation.free_batch import free_batch
 from engines.preparation.opset import set_ir_version, upgrade_opset
+from engines.preparation.single_precision import is_half, skip_equal_casts, widen
 from engines.preparation.tidying import (
     constants_to_initializers,
     hide_default_inputs,
@@ -33,9 +36,10 @@ def prepare(model: Model) -> Model:
     """A new model that computes the same and that the quantizer can work on; `model` is left as it is.
 
     Its opset is 21 where onnx can convert to it (else the nearest that quantization can work with), constants are
-    initializers, weights that were reshaped, transposed or cast are folded, BatchNormalization is part of the
-    convolution before it, attention is written as runtimes know it, nothing is dead, every node has a name of its own
-    and every tensor whose shape can be inferred has it. Inputs and outputs keep names, order, types and shapes.
+    initializers, 16-bit floats are computed in FP32, weights that were reshaped, transposed or cast are folded,
+    BatchNormalization is part of the convolution before it, attention is written as runtimes know it, nothing is
+    dead, every node has a name of its own and every tensor whose shape can be inferred has it. Inputs and outputs
+    keep names, order, types and shapes.
 
     Raises:
         UnsupportedModelError: the opset is too old to convert, or the graph's constants ask for a tensor past all
@@ -45,6 +49,9 @@ def prepare(model: Model) -> Model:
     graph = proto.graph
     hide_default_inputs(graph)
     constants_to_initializers(graph)
+    if is_half(proto):
+        widen(graph)
+        skip_equal_casts(graph, _element_types(proto))
     remove_identities(graph)
     _fold(proto)
     fold_batch_norms(graph)
@@ -65,6 +72,15 @@ def load_prepared(path: Path) -> Model:
     return _with_shapes(load_model(path).proto)
 
 
+def prepare_free_batch(prepared: Model) -> Model:
+    """A candidate with a free batch of a prepared model with a fixed one; it is for the caller to prove.
+
+    Raises:
+        UnsupportedModelError: no candidate is found; the message says where the batch is stuck.
+    """
+    return _with_shapes(free_batch(prepared))
+
+
 def _with_shapes(proto: onnx.ModelProto) -> Model:
     """The model, with every shape that can be inferred written into the proto."""
     values = _infer(proto, data_prop=False)
@@ -77,6 +93,12 @@ def _with_shapes(proto: onnx.ModelProto) -> Model:
 def _note_shapes(graph: onnx.GraphProto, values: list[onnx.ValueInfoProto]) -> None:
     del graph.value_info[:]
     graph.value_info.extend(values)
+
+
+def _element_types(proto: onnx.ModelProto) -> dict[str, int]:
+    values = (*proto.graph.input, *proto.graph.output, *_infer(proto, data_prop=False))
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    return types | {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
 
 
 def _fold(proto: onnx.ModelProto) -> None:
@@ -100,8 +122,7 @@ def _infer(proto: onnx.ModelProto, *, data_prop: bool) -> list[onnx.ValueInfoPro
     """Types and shapes of the tensors between inputs and outputs, as far as they follow from the graph."""
     constants = constant_tensors(proto.graph)
     check_growth(proto.graph.node, constants)
-    bare = onnx.ModelProto()
-    bare.CopyFrom(proto)
+    bare = bare_copy(proto)
     del bare.graph.value_info[:]
     try:
         inferred = onnx.shape_inference.infer_shapes(bare, data_prop=data_prop)

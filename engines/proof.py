@@ -13,12 +13,12 @@ from typing import Any, Self
 import numpy as np
 
 from engines.accuracy import Accuracy, Comparison
-from engines.company import EIGHT_BIT_DB, FP32_DB, TRIAL_ROWS, Run, influence
+from engines.batched_reference import Reference
+from engines.company import EIGHT_BIT_DB, FP32_DB, HALF_DB, TRIAL_ROWS, Run, influence
 from engines.contract import ZERO_PEAK, Clause, clauses, contract_miss, contract_value
 from engines.errors import CalibrationError, EngineError, EngineRunError, InvalidArtifactError
 from engines.options import Contract, Metric, Precision
 from engines.runtimes.base import Engine
-from engines.runtimes.reference import ReferenceSession
 from engines.sample_set import SampleView
 from engines.sealed import read_sealed, sha256, write_sealed
 from engines.tensors import Array
@@ -34,6 +34,11 @@ FP32_MAX_ZERO_ERROR = 1e-5
 """What they may leave of a sum that is zero throughout, where decibels have no meaning."""
 FP32_MIN_EQUAL = 0.99
 """And on outputs of integers, which may flip where two floats are nearly equal."""
+HALF_MIN_DB = 30.0
+"""What FP32 engines must reach where the uploaded model computes in 16-bit floats: each rounding of the uploaded
+model, about 2^-12 or 70 dB below the value, is noise that its engines do not repeat; a hundred layers add up to 50."""
+HALF_MIN_EQUAL = 0.9
+"""And on its outputs of integers: rounded scores are equal where the engine's are not."""
 
 _FORMAT = 1
 
@@ -102,6 +107,8 @@ class Proof:
     arrived: bool = False
     # Why rows may not share a batch, seen on FP32 already; None where they may.
     unbatchable: str | None
+    # Whether the uploaded model computes in 16-bit floats, whose roundings no engine repeats.
+    half: bool = False
 
     @property
     def rows(self) -> int:
@@ -111,21 +118,23 @@ class Proof:
     @classmethod
     def seal(
         cls,
-        reference: ReferenceSession,
+        reference: Reference,
         samples: SampleView,
         contract: Contract,
         artifact: Mapping[str, Path],
         *,
         arrived: bool = False,
+        half: bool = False,
     ) -> Self:
         """Lets FP32 answer the verify rows, as far as they fit, and seals them with the artifact's hashes.
 
         Args:
-            reference: the model as it was uploaded.
+            reference: the model as it was uploaded; of a free batch where the artifact's is.
             samples: rows that nothing was chosen on.
             contract: what an 8-bit engine must keep.
             artifact: the files to be proven, by workspace name.
             arrived: whether the model was uploaded quantized.
+            half: whether the uploaded model computes in 16-bit floats.
 
         Raises:
             CalibrationError: FP32 answers NaN, or fails on the rows.
@@ -134,7 +143,8 @@ class Proof:
         try:
             batches = tuple(_answered(reference, samples, fixed_rows))
             answers = [batch.outputs for batch in batches]
-            least_db = EIGHT_BIT_DB if arrived else FP32_DB
+            exact_db = HALF_DB if half else FP32_DB
+            least_db = EIGHT_BIT_DB if arrived else exact_db
             unbatchable = _influence(reference.run, batches, answers, least_db, free_rows=fixed_rows is None)
         except EngineRunError as error:
             raise CalibrationError(
@@ -147,6 +157,7 @@ class Proof:
             free_rows=fixed_rows is None,
             arrived=arrived,
             unbatchable=unbatchable,
+            half=half,
         )
 
     def replay(self, engine: Engine, precision: Precision) -> Verification:
@@ -167,7 +178,7 @@ class Proof:
                 answers.append(engine.run(batch.inputs))
                 comparison.add(batch.counted(batch.outputs), batch.counted(answers[-1]))
             unbatchable = self.unbatchable or _influence(
-                engine.run, self.batches, answers, FP32_DB if fp32 else EIGHT_BIT_DB, free_rows=self.free_rows
+                engine.run, self.batches, answers, self._least_db(fp32=fp32), free_rows=self.free_rows
             )
         except EngineRunError as error:
             return Verification.failed(precision, error)
@@ -177,7 +188,7 @@ class Proof:
             accuracy=accuracy,
             value=contract_value(accuracy, self.contract),
             clauses=() if fp32 else clauses(accuracy, self.contract),
-            miss=_fp32_miss(accuracy)
+            miss=fp32_miss(accuracy, half=self.half)
             if fp32
             else contract_miss(accuracy, self.contract, self._name(precision)),
             unbatchable=unbatchable,
@@ -187,6 +198,11 @@ class Proof:
         if precision is not Precision.FP32:
             return "the 8-bit engine"
         return "the engine without rounding" if QUANTIZED in self.hashes else "the engine"
+
+    def _least_db(self, *, fp32: bool) -> float:
+        if not fp32:
+            return EIGHT_BIT_DB
+        return HALF_DB if self.half else FP32_DB
 
     def check(self, folder: Path) -> None:
         """Checks that the artifact's files in `folder` are those that were sealed.
@@ -216,6 +232,7 @@ class Proof:
             "free_rows": self.free_rows,
             "arrived": self.arrived,
             "unbatchable": self.unbatchable,
+            "half": self.half,
             "batches": [
                 {"rows": batch.rows, "inputs": list(batch.inputs), "outputs": list(batch.outputs)}
                 for batch in self.batches
@@ -249,12 +266,11 @@ class Proof:
             free_rows=header["free_rows"],
             arrived=header.get("arrived", False),
             unbatchable=header["unbatchable"],
+            half=header.get("half", False),
         )
 
 
-def _answered(
-    reference: ReferenceSession, samples: SampleView, fixed_rows: int | None
-) -> Iterator[ProofBatch]:
+def _answered(reference: Reference, samples: SampleView, fixed_rows: int | None) -> Iterator[ProofBatch]:
     """FP32's answers to the rows, until the proof is full."""
     size = fixed_rows or min(PROOF_ROWS, samples.rows, _rows_within(MAX_PROOF_BYTES // 2, samples))
     left_bytes = MAX_PROOF_BYTES
@@ -302,7 +318,9 @@ def _influence(
     return influence(run, inputs, outputs, least_db=least_db, free_rows=free_rows)
 
 
-def _fp32_miss(accuracy: Accuracy) -> str | None:
+def fp32_miss(accuracy: Accuracy, *, half: bool = False) -> str | None:
+    """Why an FP32 engine of this accuracy may not answer; None where it may. `half` is that of `Proof`."""
+    least_equal, least_db = (HALF_MIN_EQUAL, HALF_MIN_DB) if half else (FP32_MIN_EQUAL, FP32_MIN_DB)
     for output in accuracy.outputs:
         value = output.value(Metric.SQNR_DB)
         if output.peak is not None and output.peak <= ZERO_PEAK and not output.nonfinite:
@@ -310,10 +328,10 @@ def _fp32_miss(accuracy: Accuracy) -> str | None:
             if (output.max_abs_error or 0.0) > FP32_MAX_ZERO_ERROR:
                 return f"the FP32 engine's output {output.name!r} is {output.max_abs_error:g} where FP32's is zero"
             continue
-        if output.equal_share is not None and output.equal_share < FP32_MIN_EQUAL:
+        if output.equal_share is not None and output.equal_share < least_equal:
             return f"the FP32 engine gives {output.equal_share:.1%} of output {output.name!r} as FP32 did"
-        if output.equal_share is None and value is not None and value < FP32_MIN_DB:
-            return f"the FP32 engine's output {output.name!r} is {value:.1f} dB from FP32's, under {FP32_MIN_DB:g} dB"
+        if output.equal_share is None and value is not None and value < least_db:
+            return f"the FP32 engine's output {output.name!r} is {value:.1f} dB from FP32's, under {least_db:g} dB"
     return None
 
 

@@ -32,6 +32,7 @@ from engines.workspace import (
     LAYER_ERRORS,
     PREPARED,
     QUANTIZED,
+    QUANTIZED_WEIGHTS,
     SAMPLES,
     Workspace,
 )
@@ -64,7 +65,7 @@ def quantize(
         UnsupportedModelError: the model's opset has no quantization.
         CalibrationError: the model fails on the samples.
     """
-    for name in (QUANTIZED, CALIBRATION, HISTOGRAMS, CHOICES, LAYER_ERRORS):
+    for name in (QUANTIZED, QUANTIZED_WEIGHTS, CALIBRATION, HISTOGRAMS, CHOICES, LAYER_ERRORS):
         workspace.path(name).unlink(missing_ok=True)
     observed = read_observed(workspace)
     plans = [

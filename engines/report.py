@@ -128,6 +128,12 @@ class Batching(_Part):
 
     batchable: bool
     reason: str | None
+    # Rows that the uploaded model insists on; None where its batch is free.
+    uploaded_rows: int | None = None
+    # Whether that fixed batch was made free, proven against the uploaded model's own answers.
+    rewritten: bool = False
+    # Why a fixed batch stays as it is.
+    stays_fixed: str | None = None
 
 
 class Sizes(_Part):

@@ -1,4 +1,4 @@
-"""Arrays inside untrusted .npz and .npy files, read in blocks and believed only as far as they were checked.
+"""Arrays inside untrusted .npz, .npy and .safetensors files, read in blocks, believed only as far as was checked.
 
 A header is parsed before anything is allocated, pickles are never read, and what a zip declares is compared
 with what comes out of it. Formats: numpy.lib.format (NEP 1) and PKWARE's APPNOTE.TXT.
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from engines.errors import InvalidSamplesError
 from engines.naming import quote
 from engines.npy_header import NPY_MAGIC, NpyHeader, read_header
+from engines.safetensors_header import START_BYTES, looks_like_safetensors, read_tensors
 
 BLOCK_BYTES = 4 * 2**20
 """How much of a file is in memory at a time."""
@@ -38,7 +39,7 @@ _ENCRYPTED_FLAG = 1
 class StoredArray:
     """An array in a file: its header is checked, its data is not read yet."""
 
-    # Name of the .npz member without its ending; empty for a .npy file.
+    # Name of the .npz member without its ending, or of the tensor; empty for a .npy file.
     name: str
     header: NpyHeader
     # What messages call it.
@@ -110,7 +111,7 @@ class StoredArray:
 
 @contextmanager
 def open_arrays(path: Path) -> Iterator[tuple[StoredArray, ...]]:
-    """The arrays of an .npz or .npy file, told apart by content; their data can be read while inside.
+    """The arrays of an .npz, .npy or .safetensors file, told apart by content; their data can be read while inside.
 
     Raises:
         InvalidSamplesError: another format, a pickle, a damaged or encrypted archive, or one that unpacks to
@@ -118,7 +119,7 @@ def open_arrays(path: Path) -> Iterator[tuple[StoredArray, ...]]:
     """
     try:
         with path.open("rb") as file:
-            start = file.read(8)
+            start = file.read(START_BYTES)
     except OSError as error:
         raise InvalidSamplesError(
             f"the sample file {quote(path.name)} cannot be read ({error.strerror}): check the path."
@@ -128,6 +129,8 @@ def open_arrays(path: Path) -> Iterator[tuple[StoredArray, ...]]:
     elif start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         with _open_zip(path) as archive:
             yield tuple(_member_array(archive, path, info) for info in archive.infolist())
+    elif looks_like_safetensors(start):
+        yield _tensors(path)
     else:
         raise InvalidSamplesError(_unknown_format(path.name, start))
 
@@ -138,8 +141,8 @@ def _unknown_format(name: str, start: bytes) -> str:
     if start.startswith(b"\x80"):
         return f"the sample file {quote(name)} is a pickle, which octet never reads: save it with np.savez."
     return (
-        f"the sample file {quote(name)} is neither .npz nor .npy (it starts with {start[:4]!r}): save it with"
-        " np.savez."
+        f"the sample file {quote(name)} is neither .npz, .npy nor .safetensors (it starts with {start[:4]!r}): save"
+        " it with np.savez."
     )
 
 
@@ -148,15 +151,34 @@ def _npy_array(path: Path) -> StoredArray:
     with path.open("rb") as file:
         header = read_header(file, where)
         offset = file.tell()
+    array = StoredArray(name="", where=where, open_data=_opener(path, offset), header=header)
+    _check_size(array, path.stat().st_size - offset)
+    return array
 
+
+def _tensors(path: Path) -> tuple[StoredArray, ...]:
+    where = f"the sample file {quote(path.name)}"
+    with path.open("rb") as file:
+        tensors = read_tensors(file, path.stat().st_size, where)
+
+    return tuple(
+        StoredArray(
+            name=tensor.name,
+            where=f"the array {quote(tensor.name)} in {where}",
+            open_data=_opener(path, tensor.offset),
+            header=tensor.header,
+        )
+        for tensor in tensors
+    )
+
+
+def _opener(path: Path, offset: int) -> Callable[[], IO[bytes]]:
     def open_data() -> IO[bytes]:
         file = path.open("rb")
         file.seek(offset)
         return file
 
-    array = StoredArray(name="", where=where, open_data=open_data, header=header)
-    _check_size(array, path.stat().st_size - offset)
-    return array
+    return open_data
 
 
 _ZIP_ERRORS = (

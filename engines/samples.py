@@ -34,11 +34,11 @@ def import_samples(
     *,
     max_bytes: int = MAX_SAMPLE_BYTES,
 ) -> SampleSet:
-    """Checks .npz and .npy files and writes their rows to `folder`, a few megabytes at a time.
+    """Checks .npz, .npy and .safetensors files and writes their rows to `folder`, a few megabytes at a time.
 
-    An .npz has one member per input, of its name; an .npy will do where the model has one input. The batch
-    axis may have any size, also where the model's is fixed. Files may differ in the dimensions that the model
-    leaves free. What an earlier import left in `folder` is replaced.
+    An .npz or .safetensors has one array per input, of its name; an .npy will do where the model has one input.
+    The batch axis may have any size, also where the model's is fixed. Files may differ in the dimensions that the
+    model leaves free. What an earlier import left in `folder` is replaced.
 
     Raises:
         InvalidSamplesError: a file is broken or hostile, or an array does not fit the model: name, type,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from engines.accuracy import BEST_DB, Accuracy, Comparison
 from engines.errors import CompileError, EngineRunError
+from engines.external_weights import file_bytes
 from engines.model import Model, save_model
 from engines.options import Metric
 from engines.runtimes.base import Runtime
@@ -29,7 +30,7 @@ class Measured:
     accuracy: Accuracy | None
     # Median time of a batch of the tune samples; None where the runtime cannot run it.
     batch_ms: float | None
-    # Of the ONNX file.
+    # Of the ONNX file, and of its weights where they lie beside it.
     size_bytes: int
 
     @property
@@ -45,7 +46,7 @@ class Tuner:
         """Runs FP32 once over the samples and keeps its answers."""
         self._runtime = runtime
         self._threads = threads
-        session = ReferenceSession(reference.proto.SerializeToString(), threads=threads)
+        session = ReferenceSession(reference.proto, threads=threads)
         self._batches: list[tuple[Mapping[str, Array], Mapping[str, Array]]] = []
         rows = 0
         size = reference.fixed_rows or TUNE_BATCH_ROWS
@@ -62,7 +63,7 @@ class Tuner:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "candidate.onnx"
             save_model(model, path)
-            size_bytes = path.stat().st_size
+            size_bytes = file_bytes(path)
             try:
                 with self._runtime.compile(path, threads=self._threads) as engine:
                     for feeds, right in self._batches:

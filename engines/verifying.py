@@ -11,15 +11,16 @@ from typing import Any
 
 from engines import resources
 from engines.arriving import arrived_as, arrived_splits
+from engines.batched_reference import BatchedReference, Reference
 from engines.choices import Layers, QuantizationRecord
 from engines.contract import doubts
 from engines.errors import EngineRefusedError
 from engines.labels import answered_right, class_output, read_labels, task_report
 from engines.latency import latencies_ms, repeated
 from engines.loading import Trial, fallback, fp32_engine, no_engine, try_engine
-from engines.model import load_model
 from engines.options import BuildOptions, Contract, Precision
 from engines.outcome import outcome
+from engines.preparation.single_precision import is_half
 from engines.proof import Proof, Verification
 from engines.quantization.arrived import Arrived
 from engines.report import (
@@ -41,17 +42,21 @@ from engines.report_details import LatencyReport, LayerErrors, speed_warnings
 from engines.runtimes.base import Engine, Runtime
 from engines.runtimes.reference import ReferenceSession
 from engines.samples import SampleSet, Splits
+from engines.uploaded import load_uploaded
 from engines.workspace import (
     CALIBRATION,
     CHOICES,
     LAYER_ERRORS,
     PHASE_RECORDS,
     PREPARED,
+    PREPARED_WEIGHTS,
     PROOF,
     QUANTIZED,
+    QUANTIZED_WEIGHTS,
     SAMPLES,
     UPLOADED_LABELS,
     UPLOADED_MODEL,
+    UPLOADED_WEIGHTS,
     Workspace,
 )
 from engines.worst_tensors import read_histograms, worst_histograms
@@ -120,7 +125,7 @@ def verify(
         quantized=_engine_report(trial.verification) if trial else None,
         evidence=_evidence(splits, proof, trial),
         task=task,
-        batching=Batching(batchable=unbatchable is None, reason=unbatchable),
+        batching=_batching(workspace, unbatchable),
         sizes=_sizes(workspace),
         layers=record.layers,
         choices=record.choices,
@@ -143,12 +148,21 @@ def verify(
 
 def _sealed(workspace: Workspace, splits: Splits, contract: Contract, *, arrived: bool) -> Proof:
     """The proof of what is in the workspace, also written there."""
-    uploaded = load_model(workspace.path(UPLOADED_MODEL)).proto.SerializeToString()
-    reference = ReferenceSession(uploaded, threads=resources.current().threads)
-    artifact = {name: path for name in (PREPARED, QUANTIZED) if (path := workspace.path(name)).exists()}
-    proof = Proof.seal(reference, splits.verify, contract, artifact, arrived=arrived)
+    reference, half = _reference(workspace)
+    names = (PREPARED, PREPARED_WEIGHTS, QUANTIZED, QUANTIZED_WEIGHTS)
+    artifact = {name: path for name in names if (path := workspace.path(name)).exists()}
+    proof = Proof.seal(reference, splits.verify, contract, artifact, arrived=arrived, half=half)
     proof.save(workspace.path(PROOF))
     return proof
+
+
+def _reference(workspace: Workspace) -> tuple[Reference, bool]:
+    """The uploaded model, of a free batch where preparation made it free, and whether it is in 16-bit floats."""
+    uploaded = load_uploaded(workspace)
+    reference: Reference = ReferenceSession(uploaded.proto, threads=resources.current().threads)
+    if uploaded.fixed_rows is not None and _batching(workspace, None).rewritten:
+        reference = BatchedReference(reference, uploaded.fixed_rows)
+    return reference, is_half(uploaded.proto)
 
 
 def _record(workspace: Workspace, options: BuildOptions) -> QuantizationRecord:
@@ -204,7 +218,7 @@ def _task(workspace: Workspace, splits: Splits, proof: Proof, trial: Trial | Non
     path = workspace.path(UPLOADED_LABELS)
     if not path.exists():
         return None
-    output = class_output(load_model(workspace.path(UPLOADED_MODEL)).outputs)
+    output = class_output(load_uploaded(workspace).outputs)
     labels = read_labels(path, SampleSet.open(workspace.root / SAMPLES).rows, output)
     right = answered_right(proof, splits.verify, labels, output)
     engine = trial.engine if trial and trial.verification.accuracy else None
@@ -215,12 +229,27 @@ def _task(workspace: Workspace, splits: Splits, proof: Proof, trial: Trial | Non
     )
 
 
+def _batching(workspace: Workspace, unbatchable: str | None) -> Batching:
+    prepared = json.loads(workspace.path(f"{PHASE_RECORDS}prepare.json").read_bytes())["summary"]
+    fixed, stays = prepared["uploaded_batch_rows"], prepared["batch_stays_fixed"]
+    return Batching(
+        batchable=unbatchable is None,
+        reason=unbatchable,
+        uploaded_rows=fixed,
+        rewritten=fixed is not None and stays is None,
+        stays_fixed=stays,
+    )
+
+
 def _sizes(workspace: Workspace) -> Sizes:
-    quantized = workspace.path(QUANTIZED)
+    def size_bytes(*prefixes: str) -> int:
+        names = {name for prefix in prefixes for name in workspace.list(prefix)}
+        return sum(workspace.path(name).stat().st_size for name in names)
+
     return Sizes(
-        uploaded_bytes=workspace.path(UPLOADED_MODEL).stat().st_size,
-        prepared_bytes=workspace.path(PREPARED).stat().st_size,
-        quantized_bytes=quantized.stat().st_size if quantized.exists() else None,
+        uploaded_bytes=size_bytes(UPLOADED_MODEL, UPLOADED_WEIGHTS),
+        prepared_bytes=size_bytes(PREPARED),
+        quantized_bytes=size_bytes(QUANTIZED) or None,
     )
 
 

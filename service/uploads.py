@@ -6,6 +6,7 @@ every part was accepted.
 
 import contextlib
 import enum
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -17,14 +18,22 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from engines.errors import InvalidSamplesError
 from engines.options import BuildOptions
-from engines.workspace import UPLOADED_LABELS, UPLOADED_MODEL, UPLOADED_SAMPLES
+from engines.safetensors_header import START_BYTES, looks_like_safetensors
+from engines.workspace import (
+    UPLOADED_LABELS,
+    UPLOADED_MODEL,
+    UPLOADED_SAMPLES,
+    UPLOADED_WEIGHTS,
+    WEIGHTS_INDEX,
+)
 from service.errors import BadRequestError, TooLargeError
 from service.storage import BlobStore, BlobWriter
 
 _MOST_OPTIONS_BYTES = 1 << 16
 _MOST_SAMPLE_FILES = 999
+_LONGEST_NAME = 255
 _MAGIC = {b"PK\x03\x04": ".npz", b"\x93NUMPY": ".npy"}
-_MAGIC_BYTES = 6
+_MAGIC_BYTES = START_BYTES
 
 
 class Part(enum.StrEnum):
@@ -33,11 +42,13 @@ class Part(enum.StrEnum):
     MODEL = "model"
     """The ONNX file; exactly one."""
     SAMPLES = "samples"
-    """A .npz or .npy file; one or more."""
+    """A .npz, .npy or .safetensors file; one or more."""
     LABELS = "labels"
     """A .npy file with the class of each sample; at most one."""
     OPTIONS = "options"
     """The build's options as a JSON object; at most one."""
+    WEIGHTS = "weights"
+    """A file with weights of the model, under the name that the model calls it; none or more."""
 
 
 _SINGLE = {
@@ -115,7 +126,7 @@ class UploadReader:
 
         Raises:
             BadRequestError: the body is no multipart, or a part is unknown, repeated or too long.
-            InvalidSamplesError: a samples part is neither .npz nor .npy, or the labels are no .npy.
+            InvalidSamplesError: a samples part is neither .npz, .npy nor .safetensors, or the labels are no .npy.
             TooLargeError: the body is over the limit.
             StorageFullError: the disk is full.
         """
@@ -130,7 +141,7 @@ class UploadReader:
         Raises:
             BadRequestError: the body was cut off, or a part is missing or empty.
             InvalidOptionsError: the options cannot be used.
-            InvalidSamplesError: a samples part is neither .npz nor .npy, or the labels are no .npy.
+            InvalidSamplesError: a samples part is neither .npz, .npy nor .safetensors, or the labels are no .npy.
             StorageFullError: the disk is full.
         """
         with _translated():
@@ -154,7 +165,7 @@ class UploadReader:
         labels = [file for file in self._files if file.part is Part.LABELS]
         for file in labels:
             _check_labels(file)
-        files = {UPLOADED_MODEL: self._model().writer.commit()}
+        files = {UPLOADED_MODEL: self._model().writer.commit(), **self._stored_weights()}
         for number, (file, ending) in enumerate(zip(samples, endings, strict=True)):
             files[f"{UPLOADED_SAMPLES}{number:03}{ending}"] = file.writer.commit()
         for file in labels:
@@ -172,6 +183,18 @@ class UploadReader:
 
     def _model(self) -> _File:
         return next(file for file in self._files if file.part is Part.MODEL)
+
+    def _stored_weights(self) -> dict[str, str]:
+        """Stores the weights under names of ours, and what the model calls them."""
+        weights = [file for file in self._files if file.part is Part.WEIGHTS]
+        files = {
+            f"{UPLOADED_WEIGHTS}{number:03}": file.writer.commit() for number, file in enumerate(weights)
+        }
+        if weights:
+            with self._store.writer() as index:
+                index.write(json.dumps([file.name for file in weights]).encode())
+                files[WEIGHTS_INDEX] = index.commit()
+        return files
 
     def _begin_part(self) -> None:
         self._disposition = b""
@@ -202,9 +225,21 @@ class UploadReader:
                 f"the upload has more than {_MOST_SAMPLE_FILES} samples parts; put more rows into each file."
             )
         named = parameters.get(b"filename", b"without a file name").decode(errors="replace")
-        file = _File(part=part, name=PurePosixPath(named).name[:80], writer=self._store.writer())
+        if part is Part.WEIGHTS:
+            self._check_weights_name(parameters.get(b"filename"))
+        file = _File(part=part, name=PurePosixPath(named).name[:_LONGEST_NAME], writer=self._store.writer())
         self._files.append(file)
         self._take = lambda chunk: _write(file, chunk)
+
+    def _check_weights_name(self, named: bytes | None) -> None:
+        name = PurePosixPath((named or b"").decode(errors="replace")).name
+        if not 0 < len(name) <= _LONGEST_NAME:
+            raise BadRequestError(
+                f"a part 'weights' has the file name {name[:80]!r}; send it under the name that the model calls it, of"
+                f" 1 to {_LONGEST_NAME} characters, for example with curl -F weights=@model.onnx.data."
+            )
+        if any(file.part is Part.WEIGHTS and file.name == name for file in self._files):
+            raise BadRequestError(f"the upload has two parts 'weights' called {name!r}; send each file once.")
 
     def _end_part(self) -> None:
         if self._take not in (self._ignore, self._take_options):
@@ -260,16 +295,18 @@ def _ending(file: _File) -> str:
     for magic, ending in _MAGIC.items():
         if file.magic.startswith(magic):
             return ending
+    if looks_like_safetensors(file.magic):
+        return ".safetensors"
     raise InvalidSamplesError(
-        f"the samples file {file.name} starts with {file.magic!r}, which is neither .npz nor .npy; "
+        f"the samples file {file.name} starts with {file.magic[:6]!r}, which is neither .npz, .npy nor .safetensors; "
         "write it with numpy.savez, one array for each input of the model."
     )
 
 
 def _check_labels(file: _File) -> None:
-    if _MAGIC.get(file.magic) != ".npy":
+    if not any(file.magic.startswith(magic) for magic, ending in _MAGIC.items() if ending == ".npy"):
         raise InvalidSamplesError(
-            f"the labels file {file.name} starts with {file.magic!r}, which is no .npy; write it with numpy.save, "
+            f"the labels file {file.name} starts with {file.magic[:6]!r}, which is no .npy; write it with numpy.save, "
             "one integer for each sample."
         )
 

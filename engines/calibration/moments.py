@@ -113,7 +113,7 @@ def observe_moments(
         EngineRunError: the model failed on a batch.
     """
     tensors = list(dict.fromkeys(layer.tensor for layer in layers))
-    session = ReferenceSession(model.proto.SerializeToString(), outputs=tensors, threads=threads)
+    session = ReferenceSession(model.proto, outputs=tensors, threads=threads)
     sums = {
         layer.node: _Sums(layer, _rows_per_batch(row_length(layer.unfolding), batch_count))
         for layer in layers

@@ -7,6 +7,7 @@ import onnx.version_converter
 from onnx import helper
 
 from engines.errors import UnsupportedModelError
+from engines.external_weights import is_large, skeleton, with_weights
 from engines.model_checks import default_opset, one_sentence
 
 WANTED_OPSET = 21
@@ -24,6 +25,8 @@ def upgrade_opset(proto: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         UnsupportedModelError: the model is older than opset 13 and the converter reaches none from there on.
     """
+    if is_large(proto):
+        return with_weights(upgrade_opset(skeleton(proto)), proto)
     opset = default_opset(proto)
     targets = [target for target in (WANTED_OPSET, *_ALSO_GOOD) if target > opset]
     if opset < _LEAST_OPSET:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from engines.formats import unsigned_scale
 
@@ -81,8 +81,9 @@ def non_negative(graph: onnx.GraphProto) -> Mapping[str, bool]:
     """For every tensor whether the graph proves that it is never negative; nodes in topological order."""
     known: dict[str, bool] = dict.fromkeys((value.name for value in graph.input), False)
     for tensor in graph.initializer:
-        # Large constants are weights, and not worth reading: an addend that matters is a scalar or a bias.
-        small = int(np.prod(tensor.dims, dtype=np.int64)) <= 1 << 16
+        # Large constants are weights, not worth reading, or not there: an addend that matters is a scalar or a bias.
+        elements = int(np.prod(tensor.dims, dtype=np.int64))
+        small = elements <= 1 << 16 and tensor.data_location != TensorProto.EXTERNAL
         known[tensor.name] = small and bool((numpy_helper.to_array(tensor) >= 0).all())
     for node in graph.node:
         proven = _proven(node, known)

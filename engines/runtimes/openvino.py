@@ -1,6 +1,5 @@
 """OpenVINO: compiles artifacts for this machine's processor and serves them."""
 
-import contextlib
 import functools
 import hashlib
 import platform
@@ -9,7 +8,7 @@ import sys
 import threading
 import types
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,13 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from engines.errors import CompileError, EngineError, EngineRunError
+from engines.external_weights import weights_path, written_beside
 from engines.model_signature import input_specs, output_specs
 from engines.options import Precision
 from engines.quantization.unsigned import refine_unsigned
 from engines.runtimes.base import Engine, Runtime, Slot
 from engines.runtimes.engine_cache import EngineCache
+from engines.runtimes.openvino_messages import explain, translated
 from engines.runtimes.saturation import saturation_probe
 from engines.runtimes.slots import PooledEngine
 from engines.tensors import Array, TensorSpec
@@ -101,8 +102,12 @@ class OpenVINORuntime(Runtime):
         content = _content(model)
         config = {**_CONFIG, "INFERENCE_NUM_THREADS": threads}
         static = "amx" in _probe().kernel.lower() if self._static_shapes is None else self._static_shapes
-        kept = None if cache is None else EngineCache(cache / self.hardware_key())
-        return _OpenVINOEngine(_Program(content, config, kept), *_specs(content), static_shapes=static)
+        weights = weights_path(model) if weights_path(model).is_file() else None
+        # Reading such an engine back would cost as much memory and time as compiling it.
+        kept = None if cache is None or weights else EngineCache(cache / self.hardware_key())
+        return _OpenVINOEngine(
+            _Program(content, config, kept, weights), *_specs(content), static_shapes=static
+        )
 
 
 def _content(model: Path) -> bytes:
@@ -170,11 +175,13 @@ class _OpenVINOEngine(PooledEngine):
 class _Program:
     """A model that OpenVINO has read, not yet compiled."""
 
-    def __init__(self, content: bytes, config: Mapping[str, Any], cache: EngineCache | None) -> None:
+    def __init__(
+        self, content: bytes, config: Mapping[str, Any], cache: EngineCache | None, weights: Path | None
+    ) -> None:
         self._config = config
         self._cache = cache
         self._digest = _digest(content)
-        self._model = _read(content)
+        self._model = _read(content, weights)
         self._lock = threading.Lock()
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -186,7 +193,7 @@ class _Program:
         Raises:
             CompileError: an operator does not take the shapes that arrive at it; the message names it.
         """
-        with self._lock, _translated("the shapes do not fit"):
+        with self._lock, translated("the shapes do not fit"):
             ports = _positions(self._model.inputs)
             self._model.reshape({ports[name]: list(shape) for name, shape in shapes.items() if name in ports})
 
@@ -201,7 +208,7 @@ class _Program:
         compiled = None if kept is None else _restored(kept, self._config)
         if compiled is not None:
             return compiled
-        with self._lock, _translated("the model cannot be compiled"):
+        with self._lock, translated("the model cannot be compiled"):
             model = self._model.clone()
         compiled = _compiled(model, shapes, self._config)
         if self._cache is not None:
@@ -225,7 +232,7 @@ class _OpenVINOSlot:
         try:
             results = self._request.infer(share_outputs=True).to_tuple()
         except RuntimeError as error:
-            raise EngineRunError(f"OpenVINO cannot run this batch: {_explain(str(error))}.") from error
+            raise EngineRunError(f"OpenVINO cannot run this batch: {explain(str(error))}.") from error
         return {name: results[position] for name, position in self._outputs.items()}
 
 
@@ -283,18 +290,22 @@ def _specs(content: bytes) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ..
     return inputs, outputs
 
 
-def _read(content: bytes) -> Any:
+def _read(content: bytes, weights: Path | None = None) -> Any:
+    """The model; `weights` is the file that its external data refers to, beside which it is read."""
     try:
         # OpenVINO tries every format that it knows on what is no ONNX file, each with a complaint on stderr.
         onnx.load_model_from_string(content)
     except DecodeError as error:
         raise CompileError("the artifact is not an ONNX file; build the version again.") from error
-    with _translated("the model cannot be read"):
-        return _core().read_model(content, b"")
+    with translated("the model cannot be read"):
+        if weights is None:
+            return _core().read_model(content, b"")
+        with written_beside(weights, content) as path:
+            return _core().read_model(path)
 
 
 def _compiled(model: Any, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> Any:
-    with _translated("the model cannot be compiled"):
+    with translated("the model cannot be compiled"):
         ports = _positions(model.inputs)
         model.reshape({ports[name]: list(shape) for name, shape in shapes.items() if name in ports})
         return _core().compile_model(model, "CPU", dict(config))
@@ -326,25 +337,3 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
     memory = np.zeros(size + _ALIGNMENT_BYTES, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT_BYTES
     return memory[start : start + size].view(dtype).reshape(shape)
-
-
-@contextlib.contextmanager
-def _translated(problem: str) -> Iterator[None]:
-    """Raises what OpenVINO raises as a CompileError of one sentence."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise CompileError(f"{problem}: {_explain(str(error))}.") from error
-
-
-_NOISE = re.compile(
-    r"Exception from \S+:\d+:|Check '.*?' failed at \S+:\d+:|FrontEnd API failed with \w+:"
-    r"|Model wasn't fully converted\.|Summary:|To facilitate the conversion.*|While validating node ",
-    re.DOTALL,
-)
-_LONGEST = 300
-
-
-def _explain(text: str) -> str:
-    """What OpenVINO says, without its source lines."""
-    return " ".join(_NOISE.sub(" ", text).split()).strip("-. ")[:_LONGEST] or "it gives no reason"

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import onnx
 import onnxruntime
 
 from engines.errors import CompileError, EngineRunError
+from engines.external_weights import is_large, weights_path, write_model, written_beside
 from engines.options import Precision
 from engines.runtimes.base import Engine, Runtime, Slot, check_feeds
 from engines.runtimes.slots import PooledEngine
@@ -53,11 +55,13 @@ class ReferenceSession:
     reference has to be what the ONNX standard says rather than fast.
     """
 
-    def __init__(self, model: bytes | Path, *, outputs: Sequence[str] | None = None, threads: int) -> None:
+    def __init__(
+        self, model: bytes | Path | onnx.ModelProto, *, outputs: Sequence[str] | None = None, threads: int
+    ) -> None:
         """Loads `model`.
 
         Args:
-            model: a serialized model, or its file.
+            model: a model, also serialized, or its file as `engines.model.save_model` writes it.
             outputs: names of the tensors that `run` returns: outputs, inputs, or anything in between. None
                 means the model's outputs.
             threads: processors that a run may use.
@@ -65,12 +69,12 @@ class ReferenceSession:
         Raises:
             CompileError: onnxruntime does not take the model, or a tensor of `outputs` is not in it.
         """
-        data = model.read_bytes() if isinstance(model, Path) else model
-        with _translated(CompileError, "onnxruntime cannot load the model"):
-            if outputs is not None:
-                data = _tap(data, outputs)
+        with (
+            _translated(CompileError, "onnxruntime cannot load the model"),
+            _loadable(model, outputs) as source,
+        ):
             self._session = onnxruntime.InferenceSession(
-                data,
+                source,
                 _options(threads),
                 providers=["CPUExecutionProvider"],
                 disabled_optimizers=list(_UNFAITHFUL),
@@ -152,8 +156,33 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     return options
 
 
-def _tap(model: bytes, outputs: Sequence[str]) -> bytes:
-    """The model with every tensor of `outputs` among its outputs, other outputs left out."""
+@contextlib.contextmanager
+def _loadable(model: bytes | Path | onnx.ModelProto, outputs: Sequence[str] | None) -> Iterator[bytes | str]:
+    """The model with `outputs` as onnxruntime loads it: its bytes, or where it is too large for that, a file."""
+    if isinstance(model, Path):
+        content = model.read_bytes()
+        if weights_path(model).is_file():
+            with written_beside(weights_path(model), _tap(content, outputs)) as path:
+                yield str(path)
+            return
+    elif isinstance(model, onnx.ModelProto):
+        if is_large(model):
+            with tempfile.TemporaryDirectory() as folder:
+                written = Path(folder) / "model.onnx"
+                write_model(model, written)
+                written.write_bytes(_tap(written.read_bytes(), outputs))
+                yield str(written)
+            return
+        content = model.SerializeToString()
+    else:
+        content = model
+    yield _tap(content, outputs)
+
+
+def _tap(model: bytes, outputs: Sequence[str] | None) -> bytes:
+    """The model with every tensor of `outputs` among its outputs, other outputs left out; None keeps it as it is."""
+    if outputs is None:
+        return model
     proto = onnx.load_model_from_string(model)
     given = {value.name for value in proto.graph.input}
     made = {name for node in proto.graph.node for name in node.output if name}

@@ -35,8 +35,8 @@ _EVENTS_HEARTBEAT_S = 15.0
 async def create_build(request: Request, name: str, force: Annotated[bool, Query()] = False) -> Response:
     """Uploads a model with samples: 202 with the new build, or 200 with an equal one from before.
 
-    Multipart parts: `model` (.onnx), `samples` (.npz or .npy, repeatable), and where wanted `labels` (.npy, the
-    samples' classes) and `options` (JSON).
+    Multipart parts: `model` (.onnx), `samples` (.npz, .npy or .safetensors, repeatable), and where wanted `weights`
+    (the model's external data, repeatable), `labels` (.npy, the samples' classes) and `options` (JSON).
     `?force=true` builds again what was built already.
     """
     context = _context(request)

@@ -89,6 +89,19 @@ async def get_artifact(request: Request, name: str, version: str) -> Response:
     )
 
 
+@router.get("/{name}/versions/{version}/artifact/weights")
+async def get_artifact_weights(request: Request, name: str, version: str) -> Response:
+    """The weights of a version too large for one ONNX file; keep them beside it under the name that comes along."""
+    context = _context(request)
+    found = await _find(context, name, version)
+    file = workspace.QUANTIZED_WEIGHTS if workspace.QUANTIZED in found.files else workspace.PREPARED_WEIGHTS
+    if file not in found.files:
+        raise NotFoundError(
+            f"version {found.number} of model {found.model!r} has no weights beside its artifact: they are inside it."
+        )
+    return FileResponse(_file(context, found, file), media_type="application/octet-stream", filename=file)
+
+
 @router.put("/{name}/default")
 async def set_default(request: Request, name: str, body: Annotated[Any, Body()] = None) -> Response:
     """Makes a version the one that answers where none is named: `{"version": 2}`."""

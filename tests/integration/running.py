@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +95,22 @@ class Octet:
         """Posts the digits classifier with its samples."""
         return self.post(model, (DIGITS / "digits.onnx").read_bytes(), force=force, **options)
 
-    def post(self, model: str, onnx: bytes, *, force: bool = False, **options: Any) -> httpx.Response:
+    def post(
+        self,
+        model: str,
+        onnx: bytes,
+        *,
+        force: bool = False,
+        weights: Mapping[str, bytes] | None = None,
+        **options: Any,
+    ) -> httpx.Response:
+        """Posts a model of the digits' inputs; `weights` are its external data, by file name."""
         return self.client.post(
             f"/v1/models/{model}/builds",
             params={"force": force},
             files=[
                 ("model", ("model.onnx", onnx)),
+                *(("weights", part) for part in (weights or {}).items()),
                 ("samples", ("samples.npz", (DIGITS / "samples.npz").read_bytes())),
                 (
                     "options",

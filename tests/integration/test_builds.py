@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import onnx
 import pytest
 
-from tests.integration.running import Octet, running, wait_for
+from tests.integration.running import DIGITS, Octet, running, wait_for
 
 MAX_UPLOAD_BYTES = 2_000_000
 
@@ -64,6 +65,23 @@ def test_report_and_artifact_can_be_fetched(octet: Octet, digits: dict[str, Any]
     artifact = octet.client.get("/v1/models/digits/versions/1/artifact")
     assert 'filename="digits-1.onnx"' in artifact.headers["content-disposition"]
     assert b"QuantizeLinear" in artifact.content
+
+
+def test_weights_in_a_part_of_their_own_make_the_same_model(octet: Octet, tmp_path: Path) -> None:
+    model = onnx.load(DIGITS / "digits.onnx")
+    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    light, weights = (tmp_path / "model.onnx").read_bytes(), (tmp_path / "w.bin").read_bytes()
+    build = octet.ended(octet.post("split", light, weights={"w.bin": weights}).json()["id"])
+    assert build["state"] == "succeeded", build["error"]
+    wait_for(lambda: octet.serves("split"), "split to be served", 20, octet)
+    inside = octet.client.get("/v1/models/split/versions/1/artifact/weights")
+    assert inside.status_code == 404
+    assert "they are inside it" in inside.json()["error"]
+    missing = octet.ended(octet.post("cut", light, weights={"other.bin": weights}).json()["id"])
+    assert missing["error"]["code"] == "model.invalid"
+    assert (
+        "the file 'w.bin', which was not uploaded (weights parts: 'other.bin')" in missing["error"]["error"]
+    )
 
 
 def test_an_equal_upload_returns_the_earlier_build(octet: Octet, digits: dict[str, Any]) -> None:
@@ -168,13 +186,19 @@ def test_a_file_that_is_no_onnx_fails_its_build_alone(octet: Octet, digits: dict
         ("d", {"samples": b"PK\x03\x04zip"}, 400, "request.invalid", "no part 'model'"),
         ("d", {"model": b"m"}, 400, "request.invalid", "no part 'samples'"),
         ("d", {"model": b"", "samples": b"PK\x03\x04zip"}, 400, "request.invalid", "is empty"),
-        ("d", {"model": b"m", "samples": b"1,2,3,4"}, 422, "samples.invalid", "neither .npz nor .npy"),
         (
             "d",
-            {"model": b"m", "samples": b"PK\x03\x04zip", "labels": b"1"},
+            {"model": b"m", "samples": b"1,2,3,4"},
+            422,
+            "samples.invalid",
+            "neither .npz, .npy nor .safetensors",
+        ),
+        (
+            "d",
+            {"model": b"m", "samples": b"PK\x03\x04zip", "rows": b"1"},
             400,
             "request.invalid",
-            "unknown part 'labels'",
+            "unknown part 'rows'",
         ),
         (
             "d",

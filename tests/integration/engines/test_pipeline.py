@@ -365,14 +365,26 @@ def test_a_model_whose_rows_influence_each_other_is_served_without_batching(tmp_
     assert not loaded.batchable
 
 
-def test_a_fixed_batch_is_kept_all_the_way(tmp_path: Path) -> None:
-    report = build(tmp_path, conv_net(rows=4), image=image_rows(42))
+def halved_and_joined() -> onnx.ModelProto:
+    """A model of a batch of 4, which it cuts in two on its way: no other batch will do."""
+    graph = GraphBuilder()
+    sizes = graph.constant("sizes", np.array([2, 2]))
+    graph.nodes.append(onnx.helper.make_node("Split", ["vector", sizes], ["first", "second"], axis=0))
+    graph.node("Concat", ["first", "second"], "joined", axis=0)
+    graph.node("MatMul", ["joined", graph.weight("w", 24, 16)], "scores")
+    return graph.model([floats("vector", 4, 24)], [floats("scores", 4, 16)])
+
+
+def test_a_fixed_batch_that_cannot_be_freed_is_kept_all_the_way(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(1).normal(size=(42, 24)).astype(np.float32)
+    report = build(tmp_path, halved_and_joined(), vector=vectors)
     assert report.verdict is Verdict.ACCEPTED, report.reason
+    assert report.batching.stays_fixed is not None
     assert [latency.rows for latency in report.latencies] == [4]
     loaded = load_engine(tmp_path / "build", SMALL, threads=1, cache=None)
     with loaded.engine as engine:
         assert engine.inputs[0].fixed_rows == 4
-        assert engine.run({"image": image_rows(4)})["scores"].shape == (4, 4)
+        assert engine.run({"vector": vectors[:4]})["scores"].shape == (4, 16)
     assert loaded.batchable
 
 

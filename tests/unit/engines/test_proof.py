@@ -1,5 +1,6 @@
 """Proofs: sealed once, replayed by real engines, and damage to them is noticed."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from engines.accuracy import BEST_DB
 from engines.errors import CalibrationError, EngineRunError, InvalidArtifactError, InvalidOptionsError
 from engines.model import load_model
 from engines.options import Contract, Metric, Precision
-from engines.proof import MAX_PROOF_BYTES, PROOF_ROWS, Proof
+from engines.proof import FP32_MIN_DB, MAX_PROOF_BYTES, PROOF_ROWS, Proof
 from engines.runtimes.base import Engine
 from engines.runtimes.reference import ReferenceRuntime, ReferenceSession
 from engines.sample_set import SampleView
@@ -128,6 +129,17 @@ def test_fp32_may_round_what_is_zero_throughout(tmp_path: Path) -> None:
             proof.replay(wrong, Precision.FP32).miss
             == "the FP32 engine's output 'scores' is 0.001 where FP32's is zero"
         )
+
+
+def test_the_roundings_of_a_16_bit_model_are_not_held_against_an_fp32_engine(tmp_path: Path) -> None:
+    proof = dataclasses.replace(seal(tmp_path, mlp(), {"vector": vector_rows(40)}), half=True)
+    proof.save(tmp_path / "proof.npz")
+    with engine(tmp_path, shaken(mlp(), 0.02)) as close, engine(tmp_path, shaken(mlp(), 0.1)) as far:
+        verification = Proof.load(tmp_path / "proof.npz").replay(close, Precision.FP32)
+        assert verification.value is not None
+        assert verification.value < FP32_MIN_DB
+        assert verification.holds
+        assert "under 30 dB" in str(proof.replay(far, Precision.FP32).miss)
 
 
 def test_an_engine_of_another_model_fails_in_a_sentence_and_raises_nothing(tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ class TestUnreadableFiles:
 
     def test_another_format(self, upload: Path, folder: Path) -> None:
         upload.write_bytes(b"x,y\n1,2\n")
-        assert "neither .npz nor .npy (it starts with b'x,y\\n')" in refusal(upload, X, folder)
+        assert "neither .npz, .npy nor .safetensors (it starts with b'x,y\\n')" in refusal(upload, X, folder)
 
     def test_a_pickle_inside_an_npz_is_never_loaded(self, upload: Path, folder: Path, tmp_path: Path) -> None:
         class Bomb:

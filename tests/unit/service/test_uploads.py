@@ -1,3 +1,4 @@
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from service.uploads import Upload, UploadReader
 
 NPZ = b"PK\x03\x04 samples in an archive"
 NPY = b"\x93NUMPY samples in a file"
+HEADER = b'{"x":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}'
 MODEL = ("model", "m.onnx", b"\x08\x0a model")
 SAMPLES = ("samples", "s.npz", NPZ)
 LABELS = ("labels", "classes.npy", NPY)
@@ -106,9 +108,9 @@ def test_content_that_looks_like_a_boundary_is_content(store: BlobStore) -> None
         ),
         (multipart(MODEL, MODEL, SAMPLES), BadRequestError, "second part 'model'; send exactly one"),
         (
-            multipart(MODEL, SAMPLES, ("weights", "w.bin", NPY)),
+            multipart(MODEL, SAMPLES, ("rows", "r.bin", NPY)),
             BadRequestError,
-            "unknown part 'weights'; known parts are model, samples, labels, options",
+            "unknown part 'rows'; known parts are model, samples, labels, options, weights",
         ),
         (
             multipart(MODEL, SAMPLES, LABELS, LABELS),
@@ -150,7 +152,7 @@ def test_content_that_looks_like_a_boundary_is_content(store: BlobStore) -> None
         (
             multipart(MODEL, ("samples", "s.csv", b"1,2,3\n4,5,6")),
             InvalidSamplesError,
-            r"s\.csv starts with b'1,2,3\\n', which is neither \.npz nor \.npy; write it with numpy\.savez",
+            r"s\.csv starts with b'1,2,3\\n', which is neither \.npz, \.npy nor \.safetensors; write it with",
         ),
         (multipart(MODEL, ("samples", "s.npz", b"PK")), InvalidSamplesError, "neither"),
         (multipart(MODEL, SAMPLES, end=b""), BadRequestError, "before its closing boundary; send it again"),
@@ -233,3 +235,47 @@ def test_spelled_out_defaults_are_the_same_build() -> None:
     spelled = Upload(options=BuildOptions.parse({"precision": "int8", "promote": True}), files=files)
     left_out = Upload(options=BuildOptions(), files=files)
     assert new_build("m", spelled).fingerprint == new_build("m", left_out).fingerprint
+
+
+@pytest.mark.parametrize("step", [1, 1 << 20])
+def test_safetensors_are_told_by_their_first_bytes(store: BlobStore, step: int) -> None:
+    samples = len(HEADER).to_bytes(8, "little") + HEADER
+    upload = read(store, multipart(MODEL, ("samples", "s.npz", samples)), step=step)
+    assert sorted(upload.files) == ["upload/model.onnx", "upload/samples-000.safetensors"]
+
+
+def test_weights_are_stored_under_names_of_ours_with_what_the_model_calls_them(store: BlobStore) -> None:
+    upload = read(
+        store,
+        multipart(
+            ("weights", "model.onnx.data", b"first"), MODEL, SAMPLES, ("weights", "../more.bin", b"second")
+        ),
+    )
+    assert sorted(upload.files) == [
+        "upload/model.onnx",
+        "upload/samples-000.npz",
+        "upload/weights-000",
+        "upload/weights-001",
+        "upload/weights.json",
+    ]
+    assert store.path(upload.files["upload/weights-000"]).read_bytes() == b"first"
+    assert json.loads(store.path(upload.files["upload/weights.json"]).read_bytes()) == [
+        "model.onnx.data",
+        "more.bin",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("parts", "sentence"),
+    [
+        ([("weights", None, b"w")], "a part 'weights' has the file name ''; send it under the name"),
+        ([("weights", "w" * 256, b"w")], "a part 'weights' has the file name 'wwww"),
+        ([("weights", "w", b"1"), ("weights", "w", b"2")], "two parts 'weights' called 'w'"),
+        ([("weights", "w", b"")], r"the part 'weights' \(w\) is empty"),
+    ],
+)
+def test_weights_that_no_model_could_name_are_refused(
+    store: BlobStore, parts: list[tuple[str, str | None, bytes]], sentence: str
+) -> None:
+    with pytest.raises(BadRequestError, match=sentence):
+        read(store, multipart(MODEL, SAMPLES, *parts))
