@@ -15,7 +15,7 @@ from typing import Any
 from engines import resources
 from engines.accuracy import check_metric
 from engines.arriving import arrive, arrived_as, arrived_splits, write_arrived
-from engines.batch_rewriting import rewrite_batch
+from engines.batch_rewriting import Rewriting, rewrite_batch
 from engines.calibrating import calibrate as observe_variants
 from engines.errors import CalibrationError, CompileError, EngineRunError, UnsupportedModelError
 from engines.labels import class_output, read_labels
@@ -140,13 +140,13 @@ def prepare(workspace: Workspace, options: BuildOptions, progress: Progress) -> 
     """
     uploaded = load_uploaded(workspace)
     prepared, arrived = arrive(workspace, options, uploaded, prepare_model(uploaded))
-    if arrived_as(workspace) is not None:
-        save_model(prepared, workspace.path(PREPARED))
-        progress(1.0)
-        return {"prepared_opset": prepared.opset, "prepared_nodes": len(prepared.proto.graph.node), **arrived}
     progress(0.5)
-    rows = SampleSet.open(workspace.root / SAMPLES).split().calibrate
-    rewriting = rewrite_batch(prepared, rows, _runtime(), threads=resources.current().threads)
+    if arrived_as(workspace) is None:
+        rows = SampleSet.open(workspace.root / SAMPLES).split().calibrate
+        rewriting = rewrite_batch(prepared, rows, _runtime(), threads=resources.current().threads)
+    else:
+        fixed = prepared.fixed_rows is not None
+        rewriting = Rewriting(model=prepared, reason="it arrived quantized" if fixed else None)
     save_model(rewriting.model, workspace.path(PREPARED))
     progress(1.0)
     return {

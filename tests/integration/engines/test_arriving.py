@@ -220,9 +220,9 @@ def test_a_finer_grid_is_not_put_under_trained_weights(
     seen: list[bytes] = []
     read = openvino._read
 
-    def reading(content: bytes) -> Any:
+    def reading(content: bytes, weights: Path | None = None) -> Any:
         seen.append(content)
-        return read(content)
+        return read(content, weights)
 
     monkeypatch.setattr(openvino, "_read", reading)
     model = like_nncf(levels=7)
