@@ -9,10 +9,8 @@ import re
 import socket
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -24,6 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from examples.running import StartError, ended_by_signals, service
+from examples.uploading import UploadError, build
 from loadtests.http_load import LoadResult, run_load
 
 DIGITS = Path(__file__).parent / "digits"
@@ -31,8 +30,6 @@ TRAINING_ROWS = 1197
 CONNECTIONS = 32
 # The digits kept aside are sent this many times over, so that a run lasts seconds.
 REPEATS = 5
-POLL_S = 0.1
-BUILD_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +44,6 @@ class Served:
     file_bytes: int
 
 
-class DemoError(Exception):
-    """The demo could not go on; the message says why."""
-
-
 def main() -> int:
     """Runs the demo; returns the exit status."""
     console = Console()
@@ -60,7 +53,7 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print("interrupted; octet was stopped")
         return 130
-    except (DemoError, StartError, httpx.HTTPError) as error:
+    except (UploadError, StartError, httpx.HTTPError) as error:
         console.print(f"[red]{error}[/red]")
         return 1
     return 0
@@ -84,8 +77,8 @@ def run(console: Console, home: Path) -> None:
             TimeElapsedColumn(),
             console=console,
         ) as progress:
-            build(client, progress, "digits-int8", "int8")
-            build(client, progress, "digits-fp32", "fp32")
+            follow(client, progress, "digits-int8", "int8")
+            follow(client, progress, "digits-fp32", "fp32")
         console.print(
             f"\nsending {len(labels)} digits kept aside, {CONNECTIONS} requests at a time, to each …\n"
         )
@@ -105,34 +98,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def build(client: httpx.Client, progress: Progress, model: str, precision: str) -> None:
-    """Uploads the classifier and follows its build to the end."""
-    with (DIGITS / "digits.onnx").open("rb") as onnx, (DIGITS / "samples.npz").open("rb") as samples:
-        answer = client.post(
-            f"/v1/models/{model}/builds",
-            files=[
-                ("model", ("digits.onnx", onnx)),
-                ("samples", ("samples.npz", samples)),
-                ("options", (None, orjson.dumps({"precision": precision}), "application/json")),
-            ],
-        )
-    state = checked(answer)
-    bar = progress.add_task(state["state"], model=model, total=1.0)
-    deadline = time.monotonic() + BUILD_TIMEOUT_S
-    while state["state"] in ("queued", "running"):
-        if time.monotonic() > deadline:
-            raise DemoError(f"the build of {model} is still {state['phase']} after {BUILD_TIMEOUT_S:.0f} s")
-        time.sleep(POLL_S)
-        state = checked(client.get(f"/v1/builds/{state['id']}"))
-        progress.update(bar, description=state["phase"] or state["state"], completed=state["progress"])
-    if state["state"] != "succeeded":
-        raise DemoError(f"the build of {model} {state['state']}: {state['error']['error']}")
-    while client.get(f"/v2/models/{model}/ready").status_code != httpx.codes.OK:
-        if time.monotonic() > deadline:
-            raise DemoError(f"{model} was built but is not served after {BUILD_TIMEOUT_S:.0f} s")
-        progress.update(bar, description="load")
-        time.sleep(POLL_S)
-    progress.update(bar, description="ready", completed=1.0)
+def follow(client: httpx.Client, progress: Progress, model: str, precision: str) -> None:
+    """Uploads the classifier and shows its build until it is served."""
+    bar = progress.add_task("queued", model=model, total=1.0)
+    build(
+        client,
+        model,
+        DIGITS / "digits.onnx",
+        DIGITS / "samples.npz",
+        {"precision": precision},
+        told=lambda phase, done: progress.update(bar, description=phase, completed=done),
+    )
 
 
 def inference_requests(model: str, images: NDArray[np.float32]) -> list[bytes]:
@@ -168,7 +144,9 @@ def measure(client: httpx.Client, model: str, requests: list[bytes]) -> Served:
     answers = [orjson.loads(body) for body in result.bodies[: len(requests)]]
     failed = [answer["error"] for answer in answers if "error" in answer]
     if failed:
-        raise DemoError(f"{len(failed)} of {len(answers)} requests to {model} failed; the first: {failed[0]}")
+        raise UploadError(
+            f"{len(failed)} of {len(answers)} requests to {model} failed; the first: {failed[0]}"
+        )
     artifact = client.get(f"/v1/models/{model}/versions/1/artifact")
     artifact.raise_for_status()
     return Served(
@@ -232,14 +210,6 @@ def some_metrics(client: httpx.Client) -> list[str]:
     return [
         next((line for line in int8 if line.startswith(start)), f"{start}…}} missing") for start in wanted
     ]
-
-
-def checked(answer: httpx.Response) -> dict[str, Any]:
-    """The JSON of an answer that is no error."""
-    state: dict[str, Any] = answer.json()
-    if answer.is_error:
-        raise DemoError(f"{answer.request.method} {answer.request.url.path}: {state['error']}")
-    return state
 
 
 if __name__ == "__main__":

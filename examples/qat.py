@@ -1,29 +1,30 @@
 """`python -m examples.qat`: two models that arrive quantized to three bits, one of them trained for it.
 
 Both are the same network on the same grid, 7 levels of weights and 8 of activations, in symmetric INT8 Q/DQ ONNX as
-PyTorch exports it (scripts/train_qat.py made them). octet recognises, checks, compiles and proves them without
-calibration; this prints what their engines make of the 600 digits kept aside.
+PyTorch exports it (scripts/train_qat.py made them). This starts octet in an empty folder and uploads both; octet
+recognises, checks, compiles and proves them without calibration. Then the 600 digits kept aside go to each.
 """
 
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import httpx
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from engines import Report, load_engine, quantize
-from engines.errors import EngineError
-from engines.options import BuildOptions
+from examples.demo import free_port
+from examples.running import StartError, ended_by_signals, service
+from examples.uploading import UploadError, build, checked
 
 DIGITS = Path(__file__).parent / "digits"
 TRAINING_ROWS = 1197
-THREADS = 2
 MODELS = {
-    "ptq-3-bits.onnx": "rounded after training (PTQ)",
-    "qat-3-bits.onnx": "trained with its quantizers (QAT)",
+    "ptq-3-bits": "rounded after training (PTQ)",
+    "qat-3-bits": "trained with its quantizers (QAT)",
 }
 
 
@@ -31,35 +32,51 @@ MODELS = {
 class Result:
     """What came of one upload."""
 
-    report: Report
+    # The version's report, as JSON.
+    report: dict[str, Any]
     # Share of right answers of the engine that serves.
     accuracy: float
 
 
 def main() -> int:
-    """Builds both and compares them; returns the exit status."""
+    """Uploads both and compares them; returns the exit status."""
     console = Console()
     try:
-        results = {name: build(DIGITS / name) for name in MODELS}
-    except EngineError as error:
+        with (
+            ended_by_signals(),
+            tempfile.TemporaryDirectory(prefix="octet-qat-") as home,
+            service(Path(home), port=free_port()) as octet,
+            httpx.Client(base_url=octet.address, timeout=60.0) as client,
+        ):
+            results = {name: uploaded(client, name) for name in MODELS}
+    except KeyboardInterrupt:
+        console.print("interrupted; octet was stopped")
+        return 130
+    except (UploadError, StartError, httpx.HTTPError) as error:
         console.print(f"[red]{error}[/red]")
         return 1
     console.print(comparison(results))
     return 0
 
 
-def build(model: Path) -> Result:
-    """Builds a version of `model` and has its engine classify the digits kept aside."""
+def uploaded(client: httpx.Client, name: str) -> Result:
+    """Uploads one of `MODELS` and has the version that serves classify the digits kept aside."""
+    build(client, name, DIGITS / f"{name}.onnx", DIGITS / "samples.npz", {}, told=_nobody)
     with np.load(DIGITS / "digits.npz") as digits:
         images = digits["images"][TRAINING_ROWS:].astype(np.float32)
         labels = digits["labels"][TRAINING_ROWS:]
-    options = BuildOptions()
-    with tempfile.TemporaryDirectory(prefix="octet-qat-") as folder:
-        report = quantize(model, [DIGITS / "samples.npz"], Path(folder), options, threads=THREADS)
-        loaded = load_engine(Path(folder), options, threads=THREADS)
-        with loaded.engine as engine:
-            scores = np.asarray(engine.run({"image": images})["scores"], np.float32)
-    return Result(report=report, accuracy=float((scores.argmax(axis=1) == labels).mean()))
+    tensor = {
+        "name": "image",
+        "shape": list(images.shape),
+        "datatype": "FP32",
+        "data": images.ravel().tolist(),
+    }
+    answer = checked(client.post(f"/v2/models/{name}/infer", json={"inputs": [tensor]}))
+    scores = np.array(answer["outputs"][0]["data"]).reshape(answer["outputs"][0]["shape"])
+    return Result(
+        report=checked(client.get(f"/v1/models/{name}/versions/1/report")),
+        accuracy=float((scores.argmax(axis=1) == labels).mean()),
+    )
 
 
 def comparison(results: dict[str, Result]) -> Table:
@@ -69,16 +86,18 @@ def comparison(results: dict[str, Result]) -> Table:
         table.add_column(heading, justify="left" if heading in ("model", "serves") else "right")
     for name, result in results.items():
         report = result.report
-        engine = report.quantized.outputs[0].sqnr_db if report.quantized else None
-        without = report.arrived.without_pairs[0].sqnr_db if report.arrived else None
         table.add_row(
             MODELS[name],
             f"{result.accuracy:.2%}",
-            report.serving.value,
-            "" if engine is None else f"{engine:.1f}",
-            "" if without is None else f"{without:.1f}",
+            report["serving"],
+            f"{report['quantized']['outputs'][0]['sqnr_db']:.1f}",
+            f"{report['arrived']['without_pairs'][0]['sqnr_db']:.1f}",
         )
     return table
+
+
+def _nobody(_phase: str, _done: float) -> None:
+    """Two uploads of seconds need no progress bar."""
 
 
 if __name__ == "__main__":

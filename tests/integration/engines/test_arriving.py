@@ -29,7 +29,6 @@ from engines.runtimes import openvino
 from engines.runtimes.openvino import OpenVINORuntime
 from engines.tensors import Array
 from engines.workspace import CALIBRATION, HISTOGRAMS, PREPARED, PROOF, QUANTIZED
-from examples import qat
 from tests.unit.engines.arrived_graphs import (
     like_nncf,
     like_pytorch,
@@ -354,19 +353,6 @@ def test_contracts_may_be_stricter(tmp_path: Path) -> None:
     options = SMALL.model_copy(update={"contract": Contract(metric=Metric.SQNR_DB, min=190)})
     with pytest.raises(EngineRefusedError, match="its contract asks for 190"):
         build(tmp_path, model, rows_for(model, 40), options)
-
-
-def test_training_with_quantizers_keeps_what_rounding_loses() -> None:
-    """Both files come from PyTorch, the same network on the same 3-bit grid."""
-    rounded, trained = (qat.build(qat.DIGITS / name) for name in qat.MODELS)
-    for result in (rounded, trained):
-        assert result.report.serving is Precision.INT8, result.report.reason
-        assert result.report.arrived is not None
-        assert str(result.report.arrived.producer).startswith("pytorch")
-        assert result.report.arrived.layers == 7
-        assert result.report.arrived.asymmetric == 0
-    assert trained.accuracy > 0.97
-    assert trained.accuracy > rounded.accuracy + 0.05
 
 
 def test_another_precision_than_the_one_it_arrived_in_is_refused(tmp_path: Path) -> None:
