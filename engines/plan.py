@@ -32,6 +32,8 @@ class Plan:
     placement: Placement
     # Clipping threshold of each quantized activation.
     thresholds: Mapping[str, float]
+    # The same where no Concat asks for a common scale.
+    own_thresholds: Mapping[str, float]
     # By node, weights that were fitted to their inputs; others are rounded to the nearest.
     weights: Mapping[str, LayerWeights] | None = None
     # Whether the products of queries and keys are quantized as well.
@@ -53,6 +55,7 @@ class Plan:
             runtime=runtime,
             placement=placement,
             thresholds=thresholds,
+            own_thresholds=own,
         )
 
     def fitted(self, rows: SampleView) -> Self:
@@ -93,7 +96,7 @@ class Plan:
     def leaving(self, nodes: frozenset[str]) -> Self:
         """The same with the nodes of these names floating."""
         left = place(self.observed.model, exclude=nodes, precision=self.precision, attention=self.attention)
-        placement, thresholds = settle(left, self.thresholds)
+        placement, thresholds = settle(left, self.own_thresholds)
         return replace(self, placement=placement, thresholds=thresholds)
 
     def write(self) -> Model:

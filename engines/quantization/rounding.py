@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.formats import Codes, WeightGrid, along, quantize_weights, weight_scales
+from engines.formats import Codes, WeightGrid, quantize_weights, weight_scales
 
 Matrix = NDArray[np.float64]
 

@@ -23,7 +23,7 @@ from engines.tensors import Array, TensorSpec
 # can be called the first event is on its way.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-import onnxruntime  # noqa: E402 # after its telemetry has been switched off
+import onnxruntime  # after its telemetry has been switched off
 
 _DTYPES: Mapping[str, np.dtype[np.generic]] = {
     f"tensor({name})": np.dtype(dtype)

@@ -201,7 +201,9 @@ def test_masked_scores_that_others_read_too_keep_their_infinities() -> None:
         proto.graph.node.append(copy)
     last = next(node for node in proto.graph.node if node.output[0] == "back")
     last.input[0] = "both"
-    proto.graph.node.append(onnx.helper.make_node("Add", ["mixed", "mixed_again"], ["both"], name="both_node"))
+    proto.graph.node.append(
+        onnx.helper.make_node("Add", ["mixed", "mixed_again"], ["both"], name="both_node")
+    )
     for output in ("back", "result"):
         node = next(node for node in proto.graph.node if node.output[0] == output)
         proto.graph.node.append(onnx.NodeProto.FromString(node.SerializeToString()))
