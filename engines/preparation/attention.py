@@ -91,6 +91,14 @@ class _View:
 class _KeyTransposes(_View):
     """Reshape to [-1, S, D], Transpose, Reshape to [..., D, S] becomes one Transpose of the last two axes."""
 
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        super().__init__(graph)
+        self._ranks = {
+            value.name: len(value.type.tensor_type.shape.dim)
+            for value in graph.value_info
+            if value.type.tensor_type.HasField("shape")
+        }
+
     def rewrite(self) -> None:
         for node in self.graph.node:
             found = self._transposed(node) if node.op_type == "Reshape" else None
@@ -151,9 +159,8 @@ class _KeyTransposes(_View):
         )
 
     def _rank(self, tensor: str) -> int | None:
-        for value in self.graph.value_info:
-            if value.name == tensor and value.type.tensor_type.HasField("shape"):
-                return len(value.type.tensor_type.shape.dim)
+        if tensor in self._ranks:
+            return self._ranks[tensor]
         node = self.producer(tensor, "Transpose")
         order = None if node is None else permutation(node)
         return None if order is None else len(order)
