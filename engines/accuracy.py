@@ -35,6 +35,8 @@ from engines.variation import Variation
 
 BEST_DB = 200.0
 """Stands for no noise at all (and its negative for a signal that is lost), so that reports stay finite."""
+ZERO_PEAK = 1e-6
+"""An output that stays within this throughout is silent: rounding may leave as much of a sum that should be zero."""
 _LOW_PERCENTILE = 5.0
 _LEAST_SIGNAL_SHARE = 0.1
 
@@ -65,6 +67,11 @@ class OutputAccuracy:
     elements: int = 0
     # Elements that are NaN or infinite where FP32's are not the same.
     nonfinite: int = 0
+
+    @property
+    def silent(self) -> bool:
+        """Whether FP32's answers are zero throughout, so that a ratio to them has no meaning."""
+        return self.peak is not None and self.peak <= ZERO_PEAK
 
     def value(self, metric: Metric) -> float | None:
         """The metric of this output, or None where it has none; elements that are not finite make it the worst."""

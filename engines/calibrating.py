@@ -139,8 +139,12 @@ def _variants(
 def _histograms(
     model: Model, rows: SampleView, options: BuildOptions, progress: Callable[[float], None]
 ) -> dict[str, Histogram]:
-    placement = place(model, precision=options.precision, attention=tries_attention(options))
-    names = list(tensors(placement))
+    # Of every placement that may be tried: with attention in 8 bits other residuals may be the better ones.
+    placements = [
+        place(model, precision=options.precision, attention=attention)
+        for attention in sorted({False, tries_attention(options)})
+    ]
+    names = list(dict.fromkeys(name for placement in placements for name in tensors(placement)))
     if not names:
         return {}
     return observe(

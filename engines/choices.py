@@ -92,6 +92,8 @@ class MixedReport(_Part):
     # Models that were compiled and compared, and the most that would have been.
     evaluations: int
     budget: int
+    # Whether it was the time that set the budget, so that a faster machine may have found fewer layers.
+    timed: bool = False
     # Whether the chosen model keeps the contract on the tune samples, with the margin that others may need.
     meets: bool
     # Names of the nodes that were left floating.

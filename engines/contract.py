@@ -63,8 +63,6 @@ LEAST_EQUAL = 0.99
 LEAST_EQUAL_BESIDE_FLOATS = 0.5
 LEAST_ELEMENTS_TO_DIFFER = 16
 """Of fewer elements every one must be equal."""
-ZERO_PEAK = 1e-6
-"""An output that stays within this throughout is silent: rounding may leave as much of a sum that should be zero."""
 ZERO_ERROR = 1e-3
 
 MEASURES = {
@@ -202,7 +200,7 @@ def doubts(accuracy: Accuracy, contract: Contract) -> tuple[str, ...]:
     silent = [
         f"output {output.name!r} is zero on all {output.rows} rows, so nothing is proven of it"
         for output in accuracy.outputs
-        if _silent(output)
+        if output.silent
     ]
     near = [
         f"output {clause.output!r} may miss its contract on other rows: with 95% confidence its "
@@ -241,7 +239,7 @@ def _default(output: OutputAccuracy, min_db: float, *, alone: bool) -> Iterable[
     if output.equal_share is not None:
         yield _equal(output, output.equal_share, alone=alone)
         return
-    if _silent(output) and output.max_abs_error is not None and not output.nonfinite:
+    if output.silent and output.max_abs_error is not None and not output.nonfinite:
         yield Clause(
             output=output.name,
             measure="max_abs_error",
@@ -285,7 +283,3 @@ def _equal(output: OutputAccuracy, share: float, *, alone: bool) -> Clause:
         lower=wilson_lower(share, output.rows),
         rows=output.rows,
     )
-
-
-def _silent(output: OutputAccuracy) -> bool:
-    return output.peak is not None and output.peak <= ZERO_PEAK

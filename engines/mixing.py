@@ -1,7 +1,6 @@
 """Mixed precision for a plan that misses its contract: which layers stay floating, measured on the tune samples."""
 
 import math
-import time
 from collections.abc import Callable, Mapping
 
 from engines.calibration.error import noise_to_signal
@@ -16,6 +15,7 @@ MARGIN_DB = 0.5
 """What the tune samples must exceed the contract by, for it to hold on the verify samples too."""
 
 _LEAST_EVALUATIONS = 8
+"""Beyond two for each group, and of a search that is short of time."""
 _BUDGET_S: Mapping[Effort, float] = {Effort.FAST: 60.0, Effort.STANDARD: 600.0, Effort.THOROUGH: 3600.0}
 
 
@@ -29,37 +29,48 @@ def margin_db(measured: Measured, contract: Contract) -> float:
     return -math.inf if measured.accuracy is None else contract_margin(measured.accuracy, contract)
 
 
-def mix(
-    plan: Plan, tuner: Tuner, contract: Contract, effort: Effort, *, progress: Callable[[float], None]
+def mix(  # a plan and what is known of it, then what to look for
+    plan: Plan,
+    measured: Measured,
+    tuner: Tuner,
+    contract: Contract,
+    effort: Effort,
+    *,
+    progress: Callable[[float], None],
 ) -> tuple[Plan, MixedReport]:
     """Leaves the fewest layers of the plan floating that keep the contract on the tune samples.
 
-    Where no mixture keeps it, or only all of them, the plan comes back as it was, and the report says so.
+    Where no mixture keeps it, or only all of them, the plan comes back as it was, and the report says so. What is
+    found depends on the time only where there is too little for the whole search; the report says that, too.
+
+    Args:
+        plan: with nothing left floating beyond what always is.
+        measured: the plan on the tune samples.
+        tuner: measures mixtures.
+        contract: what to keep.
+        effort: bounds the time.
+        progress: takes the share that is done, 0 to 1.
     """
     groups = _groups(plan)
-    budget = 2 * len(groups) + _LEAST_EVALUATIONS
-    seen: dict[frozenset[str], Measured] = {}
+    wanted = 2 * len(groups) + _LEAST_EVALUATIONS
+    affordable = int(_BUDGET_S[effort] / max(measured.wall_s, 1e-3))
+    budget = max(_LEAST_EVALUATIONS, min(wanted, affordable))
+    seen = {frozenset[str](): measured}
 
     def evaluate(floating: frozenset[str]) -> float:
-        seen[floating] = tuner.measure(plan.leaving(floating).write())
-        progress(min(1.0, len(seen) / budget))
+        if floating not in seen:
+            seen[floating] = tuner.measure(plan.leaving(floating).write())
+            progress(min(1.0, len(seen) / budget))
         return margin_db(seen[floating], contract)
 
-    start_s = time.perf_counter()
-    evaluate(frozenset())
-    each_s = time.perf_counter() - start_s
-    budget = max(_LEAST_EVALUATIONS, min(budget, int(_BUDGET_S[effort] / max(each_s, 1e-3))))
-
-    def remembered(floating: frozenset[str]) -> float:
-        return margin_db(seen[floating], contract) if floating in seen else evaluate(floating)
-
-    found = search(groups, remembered, least=MARGIN_DB, budget=budget)
+    found = search(groups, evaluate, least=MARGIN_DB, budget=budget)
     useful = found.meets and plan.leaving(found.excluded).placement.weights
     left = found.excluded if useful else frozenset()
     report = MixedReport(
         groups=len(groups),
         evaluations=len(seen),
         budget=budget,
+        timed=budget < wanted,
         meets=bool(useful),
         left_floating=tuple(sorted(left)),
         points=tuple(
@@ -73,7 +84,7 @@ def mix(
 def _groups(plan: Plan) -> tuple[Group, ...]:
     """The groups, with what the histograms foretell of the noise that each one's quantizer makes."""
     estimates = {
-        name: noise_to_signal(plan.observed.histograms[name], value)
+        name: noise_to_signal(plan.observed.histograms[name], value, plan.precision)
         for name, value in plan.thresholds.items()
         if value > 0
     }

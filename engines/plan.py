@@ -6,7 +6,7 @@ from typing import Self
 
 from engines import resources
 from engines.calibrating import Observed
-from engines.calibration.moments import observe_moments
+from engines.calibration.moments import observe_moments, within_memory
 from engines.calibration.observer import BATCH_ROWS
 from engines.calibration.thresholds import threshold
 from engines.model import Model
@@ -32,6 +32,8 @@ class Plan:
     placement: Placement
     # Clipping threshold of each quantized activation.
     thresholds: Mapping[str, float]
+    # The same where no Concat asks for a common scale.
+    own_thresholds: Mapping[str, float]
     # By node, weights that were fitted to their inputs; others are rounded to the nearest.
     weights: Mapping[str, LayerWeights] | None = None
     # Whether the products of queries and keys are quantized as well.
@@ -53,6 +55,7 @@ class Plan:
             runtime=runtime,
             placement=placement,
             thresholds=thresholds,
+            own_thresholds=own,
         )
 
     def fitted(self, rows: SampleView) -> Self:
@@ -72,16 +75,19 @@ class Plan:
         if not layers:
             return self
         size = model.fixed_rows or BATCH_ROWS
-        moments = observe_moments(
-            model,
-            layers,
-            rows.batches(size, whole=model.fixed_rows is not None),
-            batch_count=len(rows.batch_rows(size)),
-            threads=resources.current().threads,
-            progress=_unwatched,
-        )
         scheme = scheme_of(self.precision, weight_bits=self.runtime.weight_bits())
-        return replace(self, weights=reconstruct(model, layers, moments, scheme.weights))
+        weights: dict[str, LayerWeights] = {}
+        for part in within_memory(layers):
+            moments = observe_moments(
+                model,
+                part,
+                rows.batches(size, whole=model.fixed_rows is not None),
+                batch_count=len(rows.batch_rows(size)),
+                threads=resources.current().threads,
+                progress=_unwatched,
+            )
+            weights |= reconstruct(model, part, moments, scheme.weights)
+        return replace(self, weights=weights)
 
     def with_attention(self) -> Self:
         """The same with the products of queries and keys quantized, where the model has any."""
@@ -90,7 +96,7 @@ class Plan:
     def leaving(self, nodes: frozenset[str]) -> Self:
         """The same with the nodes of these names floating."""
         left = place(self.observed.model, exclude=nodes, precision=self.precision, attention=self.attention)
-        placement, thresholds = settle(left, self.thresholds)
+        placement, thresholds = settle(left, self.own_thresholds)
         return replace(self, placement=placement, thresholds=thresholds)
 
     def write(self) -> Model:

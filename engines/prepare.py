@@ -57,7 +57,7 @@ def prepare(model: Model) -> Model:
     fold_batch_norms(graph)
     remove_dead_nodes(graph)
     _note_shapes(graph, _infer(proto, data_prop=False))
-    simplify_attention(graph)
+    simplify_attention(graph, default_opset(proto))
     name_nodes(graph)
     set_ir_version(proto)
     return _with_shapes(proto)

@@ -15,7 +15,7 @@ import numpy as np
 from engines.accuracy import Accuracy, Comparison
 from engines.batched_reference import Reference
 from engines.company import EIGHT_BIT_DB, FP32_DB, HALF_DB, TRIAL_ROWS, Run, influence
-from engines.contract import ZERO_PEAK, Clause, clauses, contract_miss, contract_value
+from engines.contract import Clause, clauses, contract_miss, contract_value
 from engines.errors import CalibrationError, EngineError, EngineRunError, InvalidArtifactError
 from engines.options import Contract, Metric, Precision
 from engines.runtimes.base import Engine
@@ -323,7 +323,7 @@ def fp32_miss(accuracy: Accuracy, *, half: bool = False) -> str | None:
     least_equal, least_db = (HALF_MIN_EQUAL, HALF_MIN_DB) if half else (FP32_MIN_EQUAL, FP32_MIN_DB)
     for output in accuracy.outputs:
         value = output.value(Metric.SQNR_DB)
-        if output.peak is not None and output.peak <= ZERO_PEAK and not output.nonfinite:
+        if output.silent and not output.nonfinite:
             # The noise of such an output is rounding alone.
             if (output.max_abs_error or 0.0) > FP32_MAX_ZERO_ERROR:
                 return f"the FP32 engine's output {output.name!r} is {output.max_abs_error:g} where FP32's is zero"

@@ -82,11 +82,12 @@ def quantize(
         prepared = load_prepared(workspace.path(PREPARED))
         tuner = Tuner(prepared, splits.tune, runtime=runtime, threads=resources.current().threads)
         tried = _try(plans, tuner, splits, options, lambda done: progress(_CANDIDATES_SHARE * done))
-        best = max(range(len(tried)), key=lambda number: _worth_db(tried[number]))
+        best = max(range(len(tried)), key=lambda number: _rank(tried[number], options))
         plan, mixed = tried[best].plan, None
         if options.on_miss is OnMiss.MIX and not keeps(tried[best].measured, options.contract):
             plan, mixed = mix(
                 plan,
+                tried[best].measured,
                 tuner,
                 options.contract,
                 options.effort,
@@ -141,7 +142,7 @@ def _try(
         if plan.weights:
             measure(plan)
         progress((len(plans) + 4 * (number + 1)) / steps)
-    best = max(tried, key=_worth_db).plan
+    best = max(tried, key=lambda each: _rank(each, options)).plan
     attention = best.with_attention()
     if tries_attention(options) and attention.placement != best.placement:
         measure(attention)
@@ -153,6 +154,11 @@ def _worth_fitting(tried: Sequence[_Tried], count: int) -> list[Plan]:
     ranked = [each.plan for each in sorted(tried, key=_worth_db, reverse=True)]
     first = {plan.observed.variant: plan for plan in reversed(ranked)}.values()
     return [*first, *(plan for plan in ranked if all(plan is not other for other in first))][:count]
+
+
+def _rank(tried: _Tried, options: BuildOptions) -> tuple[bool, float]:
+    """What keeps the contract comes before what would need floating layers for that; the first of equals is chosen."""
+    return keeps(tried.measured, options.contract), _worth_db(tried)
 
 
 def _worth_db(tried: _Tried) -> float:

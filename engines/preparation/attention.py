@@ -24,13 +24,17 @@ _SECOND_LAST = (-2, -1)
 _LAST = (-1, None)
 
 
-def simplify_attention(graph: onnx.GraphProto) -> None:
+_AXES_ARE_INPUTS = 18
+"""The first opset whose ReduceMax takes its axes as an input rather than as an attribute."""
+
+
+def simplify_attention(graph: onnx.GraphProto, opset: int) -> None:
     """Rewrites the graph in place; nodes that nothing reads any more are gone afterwards."""
     _KeyTransposes(graph).rewrite()
     # The look-ups of K's shape are still readers of K.
     remove_dead_nodes(graph)
     _merge_transposes(graph)
-    _Guards(graph).rewrite()
+    _Guards(graph, opset).rewrite()
     remove_dead_nodes(graph)
 
 
@@ -86,6 +90,14 @@ class _View:
 
 class _KeyTransposes(_View):
     """Reshape to [-1, S, D], Transpose, Reshape to [..., D, S] becomes one Transpose of the last two axes."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        super().__init__(graph)
+        self._ranks = {
+            value.name: len(value.type.tensor_type.shape.dim)
+            for value in graph.value_info
+            if value.type.tensor_type.HasField("shape")
+        }
 
     def rewrite(self) -> None:
         for node in self.graph.node:
@@ -147,9 +159,8 @@ class _KeyTransposes(_View):
         )
 
     def _rank(self, tensor: str) -> int | None:
-        for value in self.graph.value_info:
-            if value.name == tensor and value.type.tensor_type.HasField("shape"):
-                return len(value.type.tensor_type.shape.dim)
+        if tensor in self._ranks:
+            return self._ranks[tensor]
         node = self.producer(tensor, "Transpose")
         order = None if node is None else permutation(node)
         return None if order is None else len(order)
@@ -182,6 +193,11 @@ class _Guards(_View):
     can be is read from the mask: a choice between 0 and minus infinity tells, row by row and once for all layers,
     whether any key may be seen.
     """
+
+    def __init__(self, graph: onnx.GraphProto, opset: int) -> None:
+        super().__init__(graph)
+        self._opset = opset
+        self._uses = use_counts(graph)
 
     def rewrite(self) -> None:
         renamed: dict[str, str] = {}
@@ -224,16 +240,37 @@ class _Guards(_View):
 
         No addition where no such mask is added; None where it cannot be told.
         """
-        addition = self.producer(softmax.input[0], "Add")
+        scores = softmax.input[0]
+        addition = self.producer(scores, "Add")
         if addition is None:
-            product = self.producers.get(softmax.input[0])
-            return (None, 0) if product is not None and product.op_type in {"MatMul", "Mul", "Div"} else None
+            return (None, 0) if self._is_product(scores) else None
         for place in (0, 1):
+            # What is masked already may have rows of its own without a key, alone or with this mask.
+            if not self._is_product(addition.input[1 - place]):
+                continue
             if self._choices(addition.input[place]) is not None:
-                return addition, place
+                return (addition, place) if self._is_unseen(addition, softmax) else None
             if self._is_finite(addition.input[place]):
                 return None, 0
         return None
+
+    def _is_unseen(self, addition: onnx.NodeProto, softmax: onnx.NodeProto) -> bool:
+        """Whether nothing but the softmax and its guard reads what a finite mask changes in rows without a key."""
+        return self._uses[addition.output[0]] == 1 and self._uses[softmax.output[0]] == 2
+
+    def _is_product(self, tensor: str) -> bool:
+        """Whether it is a matrix product, scaled by constants at most, and so finite where its factors are."""
+        node = self.producers.get(tensor)
+        while node is not None and node.op_type in {"Mul", "Div"}:
+            factor = self.value(node.input[1])
+            if (
+                factor is None
+                or not np.isfinite(factor).all()
+                or (node.op_type == "Div" and not factor.all())
+            ):
+                return False
+            node = self.producers.get(node.input[0])
+        return node is not None and node.op_type == "MatMul"
 
     def _is_finite(self, mask: str) -> bool:
         """Whether a mask is known to hold no infinity."""
@@ -262,8 +299,14 @@ class _Guards(_View):
         condition, seen_where_true = found
         finite = self._chosen(mask, "finite", condition, (0.0, MASKED) if seen_where_true else (MASKED, 0.0))
         keys = self._chosen(mask, "keys", condition, (1.0, 0.0) if seen_where_true else (0.0, 1.0))
+        return finite, self._largest(keys, mask)
+
+    def _largest(self, keys: str, mask: str) -> str:
+        """The largest value of each row."""
+        if self._opset < _AXES_ARE_INPUTS:
+            return self.behind(keys, "ReduceMax", [keys], f"{mask}_rows", keepdims=1, axes=[-1])
         axis = self.constant(f"{mask}_axis", np.array([-1], np.int64))
-        return finite, self.behind(keys, "ReduceMax", [keys, axis], f"{mask}_rows", keepdims=1)
+        return self.behind(keys, "ReduceMax", [keys, axis], f"{mask}_rows", keepdims=1)
 
     def _chosen(self, mask: str, name: str, condition: str, values: tuple[float, float]) -> str:
         constants = [

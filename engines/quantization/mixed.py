@@ -11,16 +11,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from engines.options import Contract, Metric
 from engines.quantization.placement import Placement
 
-MARGIN_DB = 0.5
-"""What SQNR on the rows of the search must exceed the contract by, to hold on the rows of the proof too."""
-MARGIN_SHARE = 0.1
-"""The same for cosine and agreement, as the share of what the contract lets them fall short of 1."""
-
 Evaluate = Callable[[frozenset[str]], float]
-"""Takes the names of the nodes that stay floating and gives the contract's metric, larger is better; minus infinity
+"""Takes the names of the nodes that stay floating and gives a measure of the contract, larger is better; minus infinity
 where there is no such engine."""
 
 
@@ -98,16 +92,6 @@ def groups_of(placement: Placement, estimates: Mapping[str, float] | None = None
     return tuple(groups.values())
 
 
-def target(contract: Contract) -> float:
-    """The least value that a search should be content with: the contract's minimum and a margin.
-
-    What was chosen on some rows is a little worse on others, and the contract is held against others.
-    """
-    if contract.metric in (None, Metric.SQNR_DB):
-        return contract.min + MARGIN_DB
-    return contract.min + MARGIN_SHARE * max(0.0, 1.0 - contract.min)
-
-
 def search(groups: Sequence[Group], evaluate: Evaluate, *, least: float, budget: int) -> MixedPrecision:
     """Finds the fewest groups that have to stay floating for `evaluate` to reach `least`.
 
@@ -172,7 +156,9 @@ class _Search:
             reached = self.reaches(frozenset({index}))
             if reached is None:
                 break
-            gains[index] = self._values[frozenset({index})] - self._values[frozenset()]
+            # Plainly better, where nothing in 8 bits can run at all; no better, where this cannot run either.
+            alone = self._values[frozenset({index})]
+            gains[index] = alone - self._values[frozenset()] if alone > -math.inf else -math.inf
             if reached:
                 break
 

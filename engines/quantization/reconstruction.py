@@ -63,7 +63,7 @@ def reconstructible(
 def reconstruct(
     model: Model, layers: list[Layer], moments: Mapping[str, Moments], grid: WeightGrid
 ) -> dict[str, LayerWeights]:
-    """Weights by node, each layer on its own."""
+    """Weights by node, each layer on its own; not of layers whose inputs are so large that their squares overflow."""
     nodes = {node.name: node for node in model.proto.graph.node}
     constants = {tensor.name: tensor for tensor in model.proto.graph.initializer}
     return {
@@ -75,7 +75,7 @@ def reconstruct(
             grid,
         )
         for layer in layers
-        if layer.node in moments
+        if layer.node in moments and moments[layer.node].finite
     }
 
 

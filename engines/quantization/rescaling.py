@@ -27,7 +27,7 @@ class Rescaler(GraphEditor):
     def __init__(self, graph: onnx.GraphProto) -> None:
         super().__init__(graph)
         self._order = {node.name: place for place, node in enumerate(graph.node)}
-        # The nodes as they were before any was rescaled, by output.
+        # The nodes as they were before any was rescaled, by output, fit for the tensors as they are.
         self._original = {
             node.output[0]: onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node
         }
@@ -55,19 +55,40 @@ class Rescaler(GraphEditor):
             scaled = input_weights(node, weights) * multiplier[:, None]
             self._replace(node, 1, np.ascontiguousarray(input_weights(node, scaled)))
             node.input[0] = source
+            if folds is not None:
+                # Its input has changed under the same name, so what is recomputed from there needs these weights.
+                self._original[node.output[0]].input[1] = node.input[1]
 
     def _folds(self, tensor: str, channels: int, readers: int) -> list[Fold] | None:
         """The constants to change for `tensor`, read `readers` times, to come out scaled; None where none do."""
-        node = self._producers.get(tensor)
-        if node is None or self._uses[tensor] != readers or tensor != node.output[0]:
-            return None
+        addends: list[Fold] = []
+        # A loop, because such chains are as long as whoever made the model likes.
+        while True:
+            node = self._producers.get(tensor)
+            if node is None or self._uses[tensor] != readers or tensor != node.output[0]:
+                return None
+            match node.op_type:
+                case "Relu":
+                    tensor, readers = node.input[0], 1
+                case "Add":
+                    addend = self._per_channel(node, channels)
+                    if addend is None:
+                        return None
+                    addends.append(addend)
+                    tensor, readers = node.input[1 - addend.index], 1
+                case _:
+                    folds = self._ends(node, channels)
+                    return None if folds is None else [*folds, *addends]
+
+    def _ends(self, node: onnx.NodeProto, channels: int) -> list[Fold] | None:
+        """The constants of a node that takes up the factor, so that nothing in front of it has to."""
         match node.op_type:
             case "LayerNormalization":
                 return self._affine(node, channels)
-            case "Relu":
-                return self._folds(node.input[0], channels, 1)
-            case "Mul" | "Add":
-                return self._elementwise(node, channels)
+            case "Mul":
+                factor = self._per_channel(node, channels)
+                whole = factor is not None and self._has_channels(node.input[1 - factor.index], channels)
+                return [factor] if factor is not None and whole else None
             case LayerKind.MATMUL | LayerKind.GEMM:
                 return self._product(node, channels)
             case _:
@@ -80,8 +101,8 @@ class Rescaler(GraphEditor):
             return None
         return [Fold(node=node, index=index, apply=np.multiply) for index in indices]
 
-    def _elementwise(self, node: onnx.NodeProto, channels: int) -> list[Fold] | None:
-        """A Mul by a constant takes the factor; an Add of one hands it on as well."""
+    def _per_channel(self, node: onnx.NodeProto, channels: int) -> Fold | None:
+        """The constant of an Add or Mul, where one of its inputs is one and holds a value per channel."""
         constant = [index for index in (0, 1) if self._shape(node, index) is not None]
         if len(constant) != 1:
             return None
@@ -90,12 +111,7 @@ class Rescaler(GraphEditor):
         shape = self._shape(node, constant[0])
         if shape is None or not shape or shape[-1] != channels or np.prod(shape) != channels:
             return None
-        scaled = [Fold(node=node, index=constant[0], apply=np.multiply)]
-        other = node.input[1 - constant[0]]
-        if node.op_type == "Mul":
-            return scaled if self._has_channels(other, channels) else None
-        beyond = self._folds(other, channels, 1)
-        return None if beyond is None else [*beyond, *scaled]
+        return Fold(node=node, index=constant[0], apply=np.multiply)
 
     def _product(self, node: onnx.NodeProto, channels: int) -> list[Fold] | None:
         """Constant weights [K, N] take the factor in their columns, a Gemm's addend along its last axis."""

@@ -9,7 +9,7 @@ rows x that calibration saw and their quantized images x',
 first over real V (a ridge regression: V takes over what the quantizer of the input distorts), then over V on the
 grid: codes are fixed column by column, and the error of each is spread over the columns that are still free
 (GPTQ: Frantar et al. 2022, arXiv:2210.17323; the order of columns by decreasing energy is theirs too). Only second
-moments of the rows are needed.
+moments of the rows are needed; they are finite.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.formats import Codes, WeightGrid, along, quantize_weights, weight_scales
+from engines.formats import Codes, WeightGrid, quantize_weights, weight_scales
 
 Matrix = NDArray[np.float64]
 
@@ -26,7 +26,7 @@ DAMPING = 0.003
 calibration rows by heart where they are few, and the matrix invertible where inputs never vary."""
 
 _BLOCK = 64
-"""Columns after which the collected errors are spread in one matrix product."""
+"""Columns that share one matrix product with the errors of all before them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,30 +54,29 @@ def compensated(weights: Matrix, gram: Matrix, cross: Matrix) -> Matrix:
 def rounded(weights: Matrix, gram: Matrix, grid: WeightGrid) -> RoundedWeights:
     """Weights V [M, K] on the grid, each rounding error spread over the columns not yet rounded.
 
-    `gram` is the sum of x' x'^T [K, K] over the inputs that the weights will meet.
+    `gram` is the sum of x' x'^T [K, K] over the inputs that the weights will meet. With its factor gram = U U^T, U
+    upper triangular, the squared error is |(W - V) U|^2, and column j of that holds the errors of columns 0 to j alone:
+    so each code is the one closest to w_j and what makes up for the errors e_i before it, sum_i e_i U_ij / U_jj. This
+    is GPTQ without its inverse (Chen et al. 2025, arXiv:2507.18553).
     """
     scales = weight_scales(weights, 0, grid)
     order = np.argsort(-np.diag(gram), kind="stable")
-    left = np.array(weights[:, order], np.float64)
-    # Rows of the Cholesky factor of the inverse say how much of a column's error each later column can take.
-    inverse = np.linalg.inv(_damped(gram)[np.ix_(order, order)])
-    spread = np.linalg.cholesky((inverse + inverse.T) / 2).T
-    codes = grid.encode(left / along(scales, 0, 2))
-    columns = left.shape[1]
-    for start in range(0, columns, _BLOCK):
-        end = min(start + _BLOCK, columns)
-        errors = np.empty((len(left), end - start))
+    # Columns as rows from here on, so that each lies together in memory.
+    exact = np.array(weights.T[order], np.float64)
+    factor = _upper_factor(gram[np.ix_(order, order)])
+    factor = factor / np.diag(factor)
+    codes = grid.encode(exact / scales)
+    errors = np.zeros_like(exact)
+    for start in range(0, len(exact), _BLOCK):
+        end = min(start + _BLOCK, len(exact))
+        wanted = exact[start:end] + factor[:start, start:end].T @ errors[:start]
         for column in range(start, end):
-            code = grid.encode(left[:, column] / scales)
-            codes[:, column] = code
-            stored = grid.decode(code) * scales.astype(np.float64)
-            error = (left[:, column] - stored) / spread[column, column]
-            errors[:, column - start] = error
-            left[:, column + 1 : end] -= np.outer(error, spread[column, column + 1 : end])
-        left[:, end:] -= errors @ spread[start:end, end:]
+            target = wanted[column - start] + factor[start:column, column] @ errors[start:column]
+            codes[column] = grid.encode(target / scales)
+            errors[column] = exact[column] - grid.decode(codes[column]) * scales.astype(np.float64)
     restored = np.empty_like(codes)
-    restored[:, order] = codes
-    return RoundedWeights(codes=restored, scales=scales)
+    restored[order] = codes
+    return RoundedWeights(codes=np.ascontiguousarray(restored.T), scales=scales)
 
 
 def nearest(weights: Matrix, grid: WeightGrid) -> RoundedWeights:
@@ -86,6 +85,17 @@ def nearest(weights: Matrix, grid: WeightGrid) -> RoundedWeights:
     return RoundedWeights(codes=quantize_weights(weights, scales, 0, grid), scales=scales)
 
 
-def _damped(gram: Matrix) -> Matrix:
+def _damped(gram: Matrix, damping: float = DAMPING) -> Matrix:
     energy = float(np.trace(gram)) / len(gram)
-    return gram + DAMPING * (energy or 1.0) * np.eye(len(gram))
+    return gram + damping * (energy or 1.0) * np.eye(len(gram))
+
+
+def _upper_factor(gram: Matrix) -> Matrix:
+    """U, upper triangular, with U U^T the matrix, damped by `DAMPING` or as much as makes it positive definite."""
+    damping = DAMPING
+    while True:
+        try:
+            return np.asarray(np.linalg.cholesky(_damped(gram, damping)[::-1, ::-1])[::-1, ::-1])
+        except np.linalg.LinAlgError:
+            # Rounding of the sums has made an eigenvalue negative.
+            damping *= 10

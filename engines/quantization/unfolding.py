@@ -8,6 +8,7 @@ so, one method of rounding serves them all.
     weights  [groups, M, K], M output channels a group
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -36,6 +37,13 @@ class Unfolding:
     # Begins of all spatial axes, then ends.
     pads: tuple[int, ...] = ()
     dilations: tuple[int, ...] = ()
+
+    @property
+    def window(self) -> Hashable:
+        """What decides which rows are made of an input: unfoldings that have it in common make the same."""
+        if self.kind is not LayerKind.CONV:
+            return None
+        return self.groups, self.shape[1:], self.strides, self.pads, self.dilations
 
     def rows(self, values: Floats, positions: NDArray[np.int64] | None = None) -> Floats:
         """The rows [groups, rows, K] of a batch of the layer's input; of a convolution, only some `positions`.

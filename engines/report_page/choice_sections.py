@@ -75,7 +75,11 @@ def _found(mixed: MixedReport) -> str:
         found = f"{count} {'node was' if count == 1 else 'nodes were'} left floating to keep the contract"
     else:
         found = "No choice of layers to leave floating kept the contract on the tune rows"
-    return f"{found}; {mixed.evaluations} of {mixed.budget} models were measured, over {mixed.groups} groups of layers."
+    timed = "; there was no time for more" if mixed.timed else ""
+    return (
+        f"{found}; {mixed.evaluations} of {mixed.budget} models were measured, over {mixed.groups} groups of layers"
+        f"{timed}."
+    )
 
 
 def _floating(point: MixedPoint) -> int:

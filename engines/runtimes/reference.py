@@ -1,6 +1,7 @@
 """onnxruntime: the FP32 truth that calibration observes and that every other engine is compared with."""
 
 import contextlib
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from engines.errors import CompileError, EngineRunError
 from engines.external_weights import is_large, weights_path, write_model, written_beside
@@ -17,6 +17,13 @@ from engines.options import Precision
 from engines.runtimes.base import Engine, Runtime, Slot, check_feeds
 from engines.runtimes.slots import PooledEngine
 from engines.tensors import Array, TensorSpec
+
+# From 1.29 on, onnxruntime reports every process and session to Microsoft and keeps an identifier of the machine in
+# the user's cache folder. Only this variable, set before it is loaded, prevents all of it: when its Python interface
+# can be called the first event is on its way.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+import onnxruntime  # after its telemetry has been switched off
 
 _DTYPES: Mapping[str, np.dtype[np.generic]] = {
     f"tensor({name})": np.dtype(dtype)
@@ -44,6 +51,7 @@ _UNFAITHFUL = ("DoubleQDQPairsRemover",)
 """Optimisations up to ORT_ENABLE_BASIC that change answers: of two Q/DQ pairs in a row one is taken out and the
 other gets a new scale (47 dB from the model as it is, seen in 1.32)."""
 
+# For a process that had loaded onnxruntime before.
 onnxruntime.disable_telemetry_events()
 
 

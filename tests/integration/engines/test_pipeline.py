@@ -11,6 +11,7 @@ import pytest
 
 from engines.accuracy import BEST_DB
 from engines.building import quantize
+from engines.choices import Variant
 from engines.errors import (
     CalibrationError,
     EngineError,
@@ -54,6 +55,7 @@ from tests.unit.engines.onnx_graphs import (
     residual_net,
     vector_rows,
 )
+from tests.unit.engines.transformer_graphs import feed_forward, token_rows
 
 DIGITS = Path(__file__).parents[3] / "examples" / "digits"
 SMALL = BuildOptions.parse({"batching": {"max_batch_rows": 4}})
@@ -268,6 +270,33 @@ def test_a_phase_that_is_run_again_writes_the_same_bytes(tmp_path: Path) -> None
         phase.run(workspace, SMALL, lambda _done: None)
     for name in names:
         assert workspace.path(name).read_bytes() == before[name], name
+
+
+@pytest.mark.parametrize("evens", [True, False])
+def test_however_the_samples_are_cut_into_files_the_bytes_are_the_same(
+    tmp_path: Path, *, evens: bool
+) -> None:
+    """One net whose channels are evened out before it is calibrated, one whose weights are fitted."""
+    if evens:
+        proto, name, rows = feed_forward(outliers=[11]).proto, "tokens", token_rows(80)
+    else:
+        proto, name, rows = depthwise_net(), "image", image_rows(80)
+    model = tmp_path / "model.onnx"
+    model.write_bytes(proto.SerializeToString())
+    found = []
+    for threads, cuts in ((2, []), (1, [7, 8, 41])):
+        paths = [tmp_path / f"{threads}-{number}.npz" for number in range(len(cuts) + 1)]
+        for path, part in zip(paths, np.split(rows, cuts), strict=True):
+            np.savez(path, allow_pickle=False, **{name: part})
+        report = quantize(model, paths, tmp_path / "build", SMALL, threads=threads)
+        assert report.choices is not None
+        chosen = report.choices.candidates[report.choices.chosen]
+        assert (chosen.variant is Variant.EVENED) == evens
+        assert evens or chosen.fitted
+        workspace = Workspace(tmp_path / "build")
+        names = (PREPARED, CALIBRATION, HISTOGRAMS, QUANTIZED)
+        found.append({name: workspace.path(name).read_bytes() for name in names})
+    assert found[0] == found[1]
 
 
 def test_progress_names_every_phase_in_order(tmp_path: Path) -> None:

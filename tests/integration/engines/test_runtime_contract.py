@@ -393,6 +393,26 @@ def test_openvino_is_imported_without_reporting_it(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*")) == []
 
 
+def test_onnxruntime_runs_without_reporting_it(tmp_path: Path) -> None:
+    script = (
+        "from engines.runtimes.reference import ReferenceSession\n"
+        "from tests.unit.engines import onnx_graphs\n"
+        "session = ReferenceSession(onnx_graphs.mlp(), threads=1)\n"
+        "print(len(session.run({'vector': onnx_graphs.vector_rows(2)})))\n"
+    )
+    # Its network code is native, where no hook sees it: what it leaves behind is the sign of it, an identifier and a
+    # queue of events in the user's cache folder, and a session in the temporary one. A value that the user chose and
+    # variables that mark a CI machine must make no difference.
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "TMPDIR": str(tmp_path),
+        "ORT_DISABLE_TELEMETRY": "0",
+    }
+    assert run_python(script, environment) == "1"
+    assert list(tmp_path.rglob("*")) == []
+
+
 def probed(instruction_set: str | None) -> tuple[str, str]:
     environment = dict(os.environ)
     environment.pop("ONEDNN_MAX_CPU_ISA", None)

@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from engines.model import from_proto
+from engines.preparation.attention import simplify_attention
 from engines.prepare import prepare
 from engines.runtimes.reference import ReferenceSession
 from tests.unit.engines.onnx_graphs import GraphBuilder, floats
@@ -151,3 +152,69 @@ def test_scores_that_may_be_anything_keep_their_guard() -> None:
     proto.graph.node[softmax].input[0] = "doubled"
     proto.graph.node.insert(softmax, addition)
     assert operators(prepare(from_proto(proto)).proto)["IsNaN"] == 1
+
+
+def spliced(proto: onnx.ModelProto, operator: str, second: str) -> onnx.ModelProto:
+    """The model with `operator` of the masked scores and `second` in front of the softmax."""
+    softmax = next(place for place, node in enumerate(proto.graph.node) if node.op_type == "Softmax")
+    proto.graph.node[softmax].input[0] = "more"
+    proto.graph.node.insert(
+        softmax, onnx.helper.make_node(operator, ["masked", second], ["more"], name="more_node")
+    )
+    return proto
+
+
+def check_guarded(proto: onnx.ModelProto, feeds: dict[str, NDArray[np.generic]]) -> None:
+    prepared = prepare(from_proto(proto)).proto
+    right = answers(proto, feeds)
+    assert np.isfinite(right).all()
+    np.testing.assert_allclose(answers(prepared, feeds), right, rtol=0, atol=1e-6)
+    assert operators(prepared)["IsNaN"] >= 1
+
+
+def test_scores_that_are_scaled_after_they_were_masked_keep_their_guard() -> None:
+    proto = spliced(torchlib_attention(), "Mul", "scale")
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(0.5, np.float32), "scale"))
+    check_guarded(proto, rows())
+
+
+@pytest.mark.parametrize("finite", [True, False])
+def test_scores_with_two_masks_keep_their_guard(finite: bool) -> None:
+    """The second mask hides the keys that the first one leaves, or it is a bias and hides none."""
+    proto = torchlib_attention()
+    values = np.zeros(TOKENS, np.float32)
+    values[:2] = 1 if finite else -np.inf
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(values, "second"))
+    check_guarded(spliced(proto, "Add", "second"), rows())
+
+
+def test_masked_scores_that_others_read_too_keep_their_infinities() -> None:
+    proto = torchlib_attention()
+    again = [node for node in proto.graph.node if node.output[0] in ("chances", "broken", "guarded", "mixed")]
+    for node in again:
+        copy = onnx.NodeProto.FromString(node.SerializeToString())
+        copy.name = f"{node.name}_again"
+        copy.output[0] = f"{node.output[0]}_again"
+        for place, name in enumerate(copy.input):
+            if name in ("chances", "broken", "guarded"):
+                copy.input[place] = f"{name}_again"
+        proto.graph.node.append(copy)
+    last = next(node for node in proto.graph.node if node.output[0] == "back")
+    last.input[0] = "both"
+    proto.graph.node.append(
+        onnx.helper.make_node("Add", ["mixed", "mixed_again"], ["both"], name="both_node")
+    )
+    for output in ("back", "result"):
+        node = next(node for node in proto.graph.node if node.output[0] == output)
+        proto.graph.node.append(onnx.NodeProto.FromString(node.SerializeToString()))
+        proto.graph.node.remove(node)
+    check_guarded(proto, rows())
+
+
+def test_a_mask_is_looked_at_as_its_opset_has_it() -> None:
+    proto = torchlib_attention()
+    simplify_attention(proto.graph, 17)
+    proto.opset_import[0].version = 17
+    onnx.checker.check_model(proto, full_check=True)
+    [largest] = [node for node in proto.graph.node if node.op_type == "ReduceMax"]
+    assert len(largest.input) == 1

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.model import Model, from_proto
-from engines.options import Contract, Metric
-from engines.quantization.mixed import Group, MixedPrecision, groups_of, search, target
+from engines.quantization.mixed import Group, MixedPrecision, groups_of, search
 from engines.quantization.placement import LEFT_FLOATING, place
 from tests.unit.engines import onnx_graphs
 from tests.unit.engines.onnx_graphs import GraphBuilder, floats
@@ -309,9 +308,3 @@ def test_exclusion_never_quantizes_a_tensor_that_was_not(build: Callable[[], onn
     full = {a.tensor for a in place(model).activations}
     for group in groups_of(place(model)):
         assert {a.tensor for a in place(model, exclude=group.nodes).activations} == full - {group.tensor}
-
-
-def test_target_leaves_a_margin_over_the_contract() -> None:
-    assert target(Contract(metric=Metric.SQNR_DB, min=20)) == 20.5
-    assert target(Contract(metric=Metric.COSINE, min=0.99)) == pytest.approx(0.991)
-    assert target(Contract(metric=Metric.TOP1_AGREEMENT, min=1.0)) == 1.0

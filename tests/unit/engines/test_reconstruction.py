@@ -1,10 +1,12 @@
+import dataclasses
+
 import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from engines.calibration.moments import FEWEST_ROWS, Layer, observe_moments
+from engines.calibration.moments import FEWEST_ROWS, Layer, observe_moments, within_memory
 from engines.float8 import float8_grid
 from engines.formats import WeightBits, activation_grid, sqnr_db
 from engines.model import Model, from_proto
@@ -111,6 +113,58 @@ def layer() -> tuple[Model, Layer]:
     unfolding = unfold(node, (16, 3, 3, 3))
     assert unfolding is not None
     return model, Layer(node=node.name, tensor="image", grid=activation_grid(THRESHOLD), unfolding=unfolding)
+
+
+def test_a_small_variation_beside_a_large_mean_is_not_lost() -> None:
+    """Pooled features of a classifier: the same for all images but for the last digits."""
+    graph = GraphBuilder()
+    graph.node("Gemm", ["features", graph.weight("w", 64, 16)], "scores")
+    model = from_proto(graph.model([floats("features", "n", 64)], [floats("scores", "n", 16)]))
+    random = np.random.default_rng(3)
+    level = random.normal(0, 1000, 64)
+    rows = (level + random.normal(0, 0.5, (32, 64)) * np.sign(level)).astype(np.float32)
+    unfolding = unfold(model.proto.graph.node[0], (64, 16))
+    assert unfolding is not None
+    # A grid so fine that it takes nothing away.
+    grid = activation_grid(1e-3 * 127)
+    wide = dataclasses.replace(grid, low=-(2**24), high=2**24)
+    watched = Layer(node=model.proto.graph.node[0].name, tensor="features", grid=wide, unfolding=unfolding)
+    feeds = [{"features": rows[start : start + 4]} for start in range(0, 32, 4)]
+    found = observe_moments(model, [watched], feeds, batch_count=8, threads=1, progress=lambda rows: None)
+    gram = found[watched.node].centred().gram[0]
+    exact = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
+    np.testing.assert_allclose(gram, exact.T @ exact, atol=0.02 * np.diag(exact.T @ exact).mean())
+
+
+def test_layers_that_read_the_same_rows_share_their_moments() -> None:
+    model, first = layer()
+    other = dataclasses.replace(first, node="another")
+    coarser = dataclasses.replace(first, node="coarser", grid=activation_grid(2 * THRESHOLD))
+    watched = [first, other, coarser]
+    found = observe_moments(model, watched, batches(8), batch_count=2, threads=1, progress=lambda rows: None)
+    assert found["another"] is found[first.node]
+    assert found["coarser"] is not found[first.node]
+
+
+def test_layers_are_watched_in_parts_that_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, first = layer()
+    same = dataclasses.replace(first, node="same")
+    others = [dataclasses.replace(first, node=f"other{n}", tensor=f"other{n}") for n in range(3)]
+    watched = [first, same, *others]
+    assert list(within_memory(watched)) == [watched]
+    monkeypatch.setattr("engines.calibration.moments.MOST_BYTES", 2 * first.bytes)
+    assert list(within_memory(watched)) == [[first, same, others[0]], others[1:]]
+    monkeypatch.setattr("engines.calibration.moments.MOST_BYTES", 0)
+    assert list(within_memory(watched)) == [[first], [same], *([other] for other in others)]
+    assert list(within_memory([])) == []
+
+
+def test_layers_whose_squares_overflow_keep_their_weights() -> None:
+    model, watched = layer()
+    feeds: list[dict[str, Array]] = [{"image": onnx_graphs.image_rows(4) * np.float32(1e25)}] * 2
+    huge = dataclasses.replace(watched, grid=activation_grid(1e26))
+    found = observe_moments(model, [huge], feeds, batch_count=2, threads=1, progress=lambda rows: None)
+    assert reconstruct(model, [huge], found, WeightBits.EIGHT) == {}
 
 
 def test_moments_are_the_sums_of_the_definition() -> None:

@@ -93,6 +93,19 @@ def literal(weights: Matrix, gram: Matrix) -> NDArray[np.int8]:
     return restored
 
 
+def test_a_matrix_that_rounding_made_indefinite_is_damped_until_it_is_not() -> None:
+    rows = correlated_rows(2000)
+    weights = RANDOM.normal(size=(5, rows.shape[1]))
+    gram = rows.T @ rows
+    energy, directions = np.linalg.eigh(gram)
+    # More than what is added to the diagonal in any case.
+    energy[0] = -0.01 * energy.mean()
+    found = rounded(weights, directions * energy @ directions.T, WeightBits.EIGHT)
+    assert output_error(rows, weights, WeightBits.EIGHT, found) < 3 * output_error(
+        rows, weights, WeightBits.EIGHT, nearest(weights, WeightBits.EIGHT)
+    )
+
+
 def test_inputs_that_were_always_zero_leave_the_weights_as_they_are() -> None:
     weights = RANDOM.normal(size=(4, 10))
     zero = np.zeros((10, 10))

@@ -197,6 +197,31 @@ def test_outliers_are_read_from_an_activation_that_keeps_its_size() -> None:
     assert added(model, after) == {"Mul": 7, "Slice": 6, "Add": 6}
 
 
+def test_outliers_are_recomputed_from_a_layer_norm_that_took_a_division() -> None:
+    graph = GraphBuilder(seed=3)
+    normed = graphs.norm(graph, "tokens", "norm")
+    up = graphs.linear(graph, normed, "up", graphs.weights(graph, graphs.WIDTH, graphs.HIDDEN))
+    hidden = graphs.gelu(graph, up, "gelu")
+    graphs.linear(graph, hidden, "result", graphs.weights(graph, graphs.HIDDEN, graphs.WIDTH))
+    model = graphs.finished(graph)
+    after = rewrite(model, {normed: chosen(graphs.WIDTH), hidden: chosen(graphs.HIDDEN, 3)})
+    # The division went into the normalisation, and the channel is computed rather than cut out.
+    assert added(model, after) == {"MatMul": 1, "Add": 3, "Div": 1, "Erf": 1, "Mul": 4}
+    check_same_function(model, after)
+
+
+def test_a_division_is_carried_through_a_chain_of_any_length() -> None:
+    graph = GraphBuilder(seed=3)
+    tensor = graphs.linear(graph, "tokens", "up", graphs.weights(graph, graphs.WIDTH, graphs.HIDDEN))
+    for number in range(3000):
+        tensor = graph.node("Relu", [tensor], f"relu{number}")
+    graphs.linear(graph, tensor, "result", graphs.weights(graph, graphs.HIDDEN, graphs.WIDTH))
+    model = graphs.finished(graph)
+    after = rewrite(model, {tensor: chosen(graphs.HIDDEN)})
+    assert added(model, after) == {}
+    check_same_function(model, after)
+
+
 def test_the_weights_of_outliers_leave_the_matrix() -> None:
     model = graphs.normed_projections(residual=False)
     after = rewrite(model, {"norm": chosen(graphs.WIDTH, 3)}).proto.graph
