@@ -4,7 +4,7 @@ Every variant of the model is measured with one kind of thresholds and rounded w
 with other kinds, then the best of each with fitted weights, then the best of all with 8-bit attention.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engines.calibrating import Observed, tries_attention
@@ -141,5 +141,7 @@ def _worth_fitting(tried: Sequence[Tried], hopeful: Sequence[Plan], effort: Effo
     if effort is Effort.THOROUGH:
         return ranked
     variants = {plan.observed.variant for plan in hopeful}
-    best: Mapping[Variant, Plan] = {plan.observed.variant: plan for plan in reversed(ranked)}
+    best: dict[Variant, Plan] = {}
+    for plan in ranked:
+        best.setdefault(plan.observed.variant, plan)
     return [plan for variant, plan in best.items() if variant in variants]
