@@ -52,11 +52,6 @@ def is_large(proto: onnx.ModelProto) -> bool:
     return weight_bytes(proto) > MAX_INLINE_BYTES
 
 
-def refers_to_files(proto: onnx.ModelProto) -> bool:
-    """Whether initializers of a model are kept in another file."""
-    return any(_is_external(tensor) for tensor in proto.graph.initializer)
-
-
 def write_model(proto: onnx.ModelProto, path: Path) -> None:
     """Writes a model: one file, or two where it is large."""
     weights_path(path).unlink(missing_ok=True)

@@ -88,12 +88,6 @@ def quantize(
     return {"weight_bits": bits, **_summary(choices), **_counts(layers)}
 
 
-def read_thresholds(workspace: Workspace) -> dict[str, float]:
-    """The thresholds of the 8-bit model."""
-    table = json.loads(workspace.path(CALIBRATION).read_bytes())["tensors"]
-    return {name: float(entry["threshold"]) for name, entry in table.items()}
-
-
 def _write(workspace: Workspace, plan: Plan, splits: Splits) -> None:
     quantized = plan.write()
     save_model(quantized, workspace.path(QUANTIZED))

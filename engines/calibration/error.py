@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.calibration.float8_thresholds import float8_errors
-from engines.calibration.histogram import Histogram
+from engines.calibration.histogram import Histogram, suffix_sums
 from engines.formats import ACTIVATION_LEVELS
 from engines.options import Precision
 
@@ -28,8 +28,8 @@ def squared_errors(histogram: Histogram, thresholds: NDArray[np.float64]) -> NDA
     if not values:
         return np.zeros_like(thresholds)
     centres = np.arange(counts.size) + 0.5
-    count_from = _suffix_sums(counts)
-    sum_from = _suffix_sums(counts * centres)
+    count_from = suffix_sums(counts)
+    sum_from = suffix_sums(counts * centres)
     # All in units of a bin until the end.
     scales = thresholds / (ACTIVATION_LEVELS * histogram.bin_width)
     codes = np.arange(1, ACTIVATION_LEVELS + 1)
@@ -57,8 +57,3 @@ def noise_to_signal(histogram: Histogram, threshold: float, precision: Precision
     errors = float8_errors if precision is Precision.FP8 else squared_errors
     error = float(errors(histogram, np.array([threshold]))[0])
     return error * int(histogram.counts.sum()) / energy
-
-
-def _suffix_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sums from every index to the end, and 0 behind the end."""
-    return np.append(np.cumsum(values[::-1])[::-1], 0.0)

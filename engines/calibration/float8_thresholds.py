@@ -11,7 +11,7 @@ most on the others.
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.calibration.histogram import Histogram
+from engines.calibration.histogram import Histogram, suffix_sums
 from engines.float8 import LARGEST, MAGNITUDES
 from engines.options import CalibrationMethod
 
@@ -62,16 +62,11 @@ def float8_errors(histogram: Histogram, thresholds: NDArray[np.float64]) -> NDAr
     bins = boundaries.astype(np.intp)
     # The part of the boundary's bin that lies below it.
     below = np.append(counts, 0.0)[bins] * (boundaries - bins)
-    count_beyond = _suffix_sums(counts)[bins] - below
-    sum_beyond = _suffix_sums(counts * centres)[bins] - below * (boundaries + bins) / 2
+    count_beyond = suffix_sums(counts)[bins] - below
+    sum_beyond = suffix_sums(counts * centres)[bins] - below * (boundaries + bins) / 2
     squares = float(np.sum(counts * (centres**2 + 1 / 12)))
     errors = (
         squares - 2 * scales * (sum_beyond @ np.diff(grid)) + scales**2 * (count_beyond @ np.diff(grid**2))
     )
     result: NDArray[np.float64] = np.maximum(errors, 0.0) / values * histogram.bin_width**2
     return result
-
-
-def _suffix_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sums from every index to the end, and 0 behind the end."""
-    return np.append(np.cumsum(values[::-1])[::-1], 0.0)

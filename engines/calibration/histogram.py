@@ -127,6 +127,11 @@ class Histogram:
         return folded
 
 
+def suffix_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sums of counts, or of what is weighted with them, from every bin to the end, and 0 behind the end."""
+    return np.append(np.cumsum(values[::-1])[::-1], 0.0)
+
+
 def _counted(values: NDArray[np.float32]) -> Histogram | None:
     """Of at least one and at most `_CHUNK` values; None where one is NaN or infinite."""
     from engines.calibration.histogram_kernel import count  # noqa: PLC0415 # numba takes a second to import

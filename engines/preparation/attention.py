@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from engines.preparation.tidying import fresh_name, remove_dead_nodes, tensor_names, use_counts
+from engines.wiring import producers
 
 MASKED = -1e30
 """What is added to a masked score in place of minus infinity. Beside a score that is not masked its exponential is 0
@@ -44,7 +45,7 @@ class _View:
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.graph = graph
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
-        self.producers = {output: node for node in graph.node for output in node.output}
+        self.producers = producers(graph)
         self._tensors = tensor_names(graph)
         self._node_names = {node.name for node in graph.node}
         self._behind: dict[str, list[onnx.NodeProto]] = {}
@@ -173,10 +174,10 @@ def permutation(node: onnx.NodeProto) -> list[int] | None:
 
 def _merge_transposes(graph: onnx.GraphProto) -> None:
     """A Transpose of a Transpose that nothing else reads becomes one."""
-    producers = {output: node for node in graph.node for output in node.output}
+    made_by = producers(graph)
     uses = use_counts(graph)
     for node in graph.node:
-        first = producers.get(node.input[0]) if node.op_type == "Transpose" else None
+        first = made_by.get(node.input[0]) if node.op_type == "Transpose" else None
         if first is None or first.op_type != "Transpose" or uses[node.input[0]] > 1:
             continue
         before, after = permutation(first), permutation(node)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.growth import GROWING, grown_elements
+from engines.wiring import int_attribute
 
 _ELEMENTWISE = frozenset(
     {
@@ -78,7 +79,7 @@ def _shape_value(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) ->
         return None
     if node.op_type == "Size":
         return numpy_helper.from_array(np.array(math.prod(shape), np.int64))
-    start = next((attribute.i for attribute in node.attribute if attribute.name == "start"), 0)
+    start = int_attribute(node, "start", 0)
     end = next((attribute.i for attribute in node.attribute if attribute.name == "end"), None)
     return numpy_helper.from_array(np.array(shape[start:end], np.int64))
 
@@ -123,7 +124,7 @@ def _elements_after(node: onnx.NodeProto, constants: _Constants) -> int | None:
     if node.op_type == "Concat":
         return sum(math.prod(shape) for shape in shapes)
     if node.op_type == "Gather":
-        axis: int = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+        axis = int_attribute(node, "axis", 0)
         return math.prod(shapes[1]) * math.prod(shapes[0]) // max(1, shapes[0][axis]) if shapes[0] else None
     if node.op_type == "Expand":
         target = tuple(int(size) for size in numpy_helper.to_array(constants[node.input[1]]).ravel())

@@ -2,6 +2,8 @@
 
 import onnx
 
+from engines.wiring import readers
+
 _ON_THE_WAY = frozenset({"Mul", "Div", "Add", "Where"})
 """What scales and masks scores."""
 
@@ -12,17 +14,14 @@ def score_products(graph: onnx.GraphProto) -> frozenset[str]:
     Nodes must be in topological order.
     """
     outputs = {value.name for value in graph.output}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    read_by = readers(graph)
     # What is read next is known first.
     scores: set[str] = set()
 
     def is_score(tensor: str) -> bool:
-        return tensor in readers and all(
+        return tensor in read_by and all(
             node.op_type == "Softmax" or (node.op_type in _ON_THE_WAY and node.output[0] in scores)
-            for node in readers[tensor]
+            for node in read_by[tensor]
         )
 
     for node in reversed(graph.node):

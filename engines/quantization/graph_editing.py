@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from engines.preparation.tidying import fresh_name, remove_dead_nodes, tensor_names, use_counts
+from engines.wiring import producers
 
 Floats = NDArray[np.float32]
 
@@ -37,7 +38,7 @@ class GraphEditor:
         self._graph = graph
         self._constants = {tensor.name: tensor for tensor in graph.initializer}
         self._nodes = {node.name: node for node in graph.node}
-        self._producers = {output: node for node in graph.node for output in node.output}
+        self._producers = producers(graph)
         self._uses = use_counts(graph)
         self._values = {value.name: value for value in (*graph.value_info, *graph.input, *graph.output)}
         self._tensors = tensor_names(graph)

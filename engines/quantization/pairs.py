@@ -12,8 +12,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.preparation.tidying import fresh_name, remove_dead_nodes, tensor_names
-from engines.quantization.quantizers import DEQUANTIZE, QUANTIZE, Quantizer, readers
+from engines.quantization.quantizers import DEQUANTIZE, QUANTIZE, Quantizer
 from engines.tensors import Array
+from engines.wiring import readers
 
 MOVING = frozenset(
     {

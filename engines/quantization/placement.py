@@ -34,6 +34,7 @@ from engines.quantization.attention import score_products
 from engines.quantization.concatenation import SharedScale, shared_scales
 from engines.quantization.float8_kernels import float8_convolution_reason
 from engines.quantization.residuals import residual_inputs
+from engines.wiring import int_attribute
 
 SMALLEST_MATRIX = 16
 """Matrix products with fewer rows or columns of weights stay floating: 8-bit kernels work on tiles of 16 and pad
@@ -209,7 +210,7 @@ def output_axis(node: onnx.NodeProto) -> int:
         case LayerKind.CONV:
             return 0
         case LayerKind.GEMM:
-            return 0 if _attribute(node, "transB") else 1
+            return 0 if int_attribute(node, "transB", 0) else 1
         case _:
             return 1
 
@@ -221,7 +222,7 @@ def tensors(placement: Placement) -> Iterator[str]:
 
 def _convolution_reason(node: onnx.NodeProto) -> str | None:
     """Why a convolution with constant weights stays floating, if it does."""
-    groups = _attribute(node, "group") or 1
+    groups = int_attribute(node, "group", 1)
     if node.op_type == LayerKind.CONV_TRANSPOSE and groups > 1:
         # [C, M / groups, ...]: one scale would serve a channel of every group, and OpenVINO computes it in floats.
         return f"it is a transposed convolution in {groups} groups, which has no 8-bit kernel"
@@ -267,12 +268,8 @@ def _matrix_reason(node: onnx.NodeProto, weights: TensorProto) -> str | None:
     """Why a matrix product with constant weights stays floating, if it does."""
     if len(weights.dims) != 2:
         return f"its weights have {len(weights.dims)} dimensions"
-    if _attribute(node, "transA"):
+    if int_attribute(node, "transA", 0):
         return "its input is transposed"
     if min(weights.dims) < SMALLEST_MATRIX:
         return f"its weights are too small ({weights.dims[0]} x {weights.dims[1]}) to gain from 8 bits"
     return None
-
-
-def _attribute(node: onnx.NodeProto, name: str) -> int:
-    return next((int(attribute.i) for attribute in node.attribute if attribute.name == name), 0)

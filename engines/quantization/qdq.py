@@ -18,6 +18,7 @@ from engines.errors import UnsupportedModelError
 from engines.formats import Codes, quantize_weights, weight_scales
 from engines.model import Model, from_proto
 from engines.options import Precision
+from engines.preparation.tidying import fresh_name
 from engines.quantization.placement import Placement, QuantizedWeight
 from engines.quantization.reconstruction import LayerWeights
 from engines.quantization.scheme import Scheme, scheme_of
@@ -183,12 +184,7 @@ class _Writer:
 
     def _name(self, wanted: str) -> str:
         """`wanted`, numbered where the model has that name already."""
-        name, number = wanted, 1
-        while name in self._names:
-            number += 1
-            name = f"{wanted}_{number}"
-        self._names.add(name)
-        return name
+        return fresh_name(wanted, self._names)
 
     def _insert(self) -> None:
         def in_order() -> Iterator[onnx.NodeProto]:

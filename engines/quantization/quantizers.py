@@ -20,6 +20,7 @@ from onnx import TensorProto, numpy_helper
 from engines.errors import UnsupportedModelError
 from engines.naming import label, quote
 from engines.tensors import Array
+from engines.wiring import int_attribute
 
 QUANTIZE = "QuantizeLinear"
 DEQUANTIZE = "DequantizeLinear"
@@ -148,7 +149,7 @@ class _Reader:
     def _quantizer(self, node: onnx.NodeProto) -> Quantizer:
         data_type = self._check_type(node)
         scale = self._parameter(node, 1, "scale")
-        if scale.ndim > 1 or _attribute(node, "block_size", 0):
+        if scale.ndim > 1 or int_attribute(node, "block_size", 0):
             raise UnsupportedModelError(
                 f"{label(node)} has a scale for every block of values (shape {list(scale.shape)}), which octet"
                 f" does not compile: use one scale per tensor or per channel; {_REMEDY}"
@@ -177,7 +178,7 @@ class _Reader:
             data_type = self._types.get(node.input[2], TensorProto.UNDEFINED)
         else:
             codes = node.output[0] if node.op_type == QUANTIZE else node.input[0]
-            default = _attribute(node, "output_dtype", 0) or TensorProto.UINT8
+            default = int_attribute(node, "output_dtype", 0) or TensorProto.UINT8
             data_type = self._types.get(codes) or default
         in_constants = node.op_type == DEQUANTIZE and node.input[0] in self._constants
         if data_type not in _RANGES or (data_type == TensorProto.INT32 and not in_constants):
@@ -200,7 +201,7 @@ class _Reader:
 
     def _channels(self, node: onnx.NodeProto, scales: int) -> tuple[int, int]:
         """The axis of the channels, and how many axes there are."""
-        axis = _attribute(node, "axis", 1)
+        axis = int_attribute(node, "axis", 1)
         shape = self._shapes.get(node.input[0])
         if shape is None:
             raise UnsupportedModelError(
@@ -234,16 +235,3 @@ def check_form(graph: onnx.GraphProto) -> None:
     for number, node in enumerate(graph.node):
         if node.op_type in OPERATOR_ORIENTED:
             raise UnsupportedModelError(operator_oriented(node, number))
-
-
-def readers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
-    """The nodes that read each tensor."""
-    found: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in dict.fromkeys(node.input):
-            found.setdefault(name, []).append(node)
-    return found
-
-
-def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
-    return next((int(attribute.i) for attribute in node.attribute if attribute.name == name), default)

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
 
 from engines.quantization.graph_editing import Fold, GraphEditor
 from engines.quantization.placement import LayerKind
 from engines.quantization.recomputed import chain, column
+from engines.wiring import float_attribute, int_attribute
 
 Floats = NDArray[np.float32]
 
@@ -146,7 +146,7 @@ class Rescaler(GraphEditor):
         MatMul and Add for both. A slice [..., 1] times weights [N] has the rank of x W whatever the rank of x.
         """
         result = node.output[0]
-        share = weights * np.float32(_attribute(node, "alpha", 1.0))
+        share = weights * np.float32(float_attribute(node, "alpha", 1.0))
         total = node.output[0] = self._name(f"{result}_without_outliers")
         self._describe(total, like=result)
         for channel in outliers:
@@ -194,12 +194,7 @@ def input_weights(node: onnx.NodeProto, weights: Floats) -> Floats:
 
 
 def _is_transposed(node: onnx.NodeProto) -> bool:
-    return node.op_type == LayerKind.GEMM and bool(_attribute(node, "transB", 0))
-
-
-def _attribute(node: onnx.NodeProto, name: str, default: float) -> float:
-    attribute = next((found for found in node.attribute if found.name == name), None)
-    return default if attribute is None else float(helper.get_attribute_value(attribute))
+    return node.op_type == LayerKind.GEMM and bool(int_attribute(node, "transB", 0))
 
 
 def _scale_rows(value: Floats, factor: Floats) -> Floats:

@@ -5,6 +5,8 @@ from collections.abc import Set as AbstractSet
 
 import onnx
 
+from engines.wiring import producers, readers
+
 _RESHAPES = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
 """Operators that move values without changing them."""
 
@@ -30,12 +32,9 @@ class _Residuals:
         self._convolutions = convolutions
         self._quantized = set(quantized)
         self._constants = {tensor.name for tensor in graph.initializer}
-        self._producers = {output: node for node in graph.node for output in node.output}
+        self._producers = producers(graph)
         self._order = {output: place for place, node in enumerate(graph.node) for output in node.output}
-        self._consumers: dict[str, list[onnx.NodeProto]] = {}
-        for node in graph.node:
-            for name in node.input:
-                self._consumers.setdefault(name, []).append(node)
+        self._consumers = readers(graph)
         self._types = {
             value.name: value.type.tensor_type for value in (*graph.input, *graph.output, *graph.value_info)
         }

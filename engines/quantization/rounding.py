@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.formats import Codes, WeightGrid, quantize_weights, weight_scales
+from engines.formats import Codes, WeightGrid, weight_scales
 
 Matrix = NDArray[np.float64]
 
@@ -77,12 +77,6 @@ def rounded(weights: Matrix, gram: Matrix, grid: WeightGrid) -> RoundedWeights:
     restored = np.empty_like(codes)
     restored[order] = codes
     return RoundedWeights(codes=np.ascontiguousarray(restored.T), scales=scales)
-
-
-def nearest(weights: Matrix, grid: WeightGrid) -> RoundedWeights:
-    """Weights [M, K] each rounded to its nearest code: what `rounded` does without knowing the inputs."""
-    scales = weight_scales(weights, 0, grid)
-    return RoundedWeights(codes=quantize_weights(weights, scales, 0, grid), scales=scales)
 
 
 def _damped(gram: Matrix, damping: float = DAMPING) -> Matrix:

@@ -15,7 +15,8 @@ from onnx import TensorProto, numpy_helper
 
 from engines.preparation.tidying import fresh_name, tensor_names
 from engines.quantization.pairs import MOVING, moved_to
-from engines.quantization.quantizers import DEQUANTIZE, QUANTIZE, Quantizer, readers
+from engines.quantization.quantizers import DEQUANTIZE, QUANTIZE, Quantizer
+from engines.wiring import readers
 
 _MIDDLE = 128
 _OUTPUT_DTYPE = "output_dtype"

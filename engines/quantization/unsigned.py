@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from engines.formats import unsigned_scale
+from engines.wiring import readers
 
 _MARK = "octet.quantizers"
 _KEPT = "as trained"
@@ -109,12 +110,9 @@ class _Refiner:
         self._non_negative = non_negative(graph)
 
     def refine(self) -> None:
-        readers: dict[str, list[onnx.NodeProto]] = {}
+        read_by = readers(self._graph)
         for node in self._graph.node:
-            for name in node.input:
-                readers.setdefault(name, []).append(node)
-        for node in self._graph.node:
-            pairs = readers.get(node.output[0], []) if node.op_type == "QuantizeLinear" else []
+            pairs = read_by.get(node.output[0], []) if node.op_type == "QuantizeLinear" else []
             if (
                 pairs
                 and self._non_negative.get(node.input[0], False)

@@ -3,8 +3,17 @@ import pytest
 from numpy.typing import NDArray
 
 from engines.float8 import Float8Weights
-from engines.formats import WeightBits, WeightGrid, activation_scale, along, dequantize, quantize
-from engines.quantization.rounding import Matrix, RoundedWeights, compensated, nearest, rounded
+from engines.formats import (
+    WeightBits,
+    WeightGrid,
+    activation_scale,
+    along,
+    dequantize,
+    quantize,
+    quantize_weights,
+    weight_scales,
+)
+from engines.quantization.rounding import Matrix, RoundedWeights, compensated, rounded
 
 RANDOM = np.random.default_rng(7)
 
@@ -13,6 +22,12 @@ def correlated_rows(rows: int = 4000, columns: int = 48) -> Matrix:
     """Inputs as layers see them: few directions hold most of the energy."""
     mixing = RANDOM.normal(size=(columns, columns)) * np.logspace(0, -2, columns)[:, None]
     return np.asarray(np.maximum(RANDOM.normal(size=(rows, columns)) @ mixing, 0))
+
+
+def nearest(weights: Matrix, grid: WeightGrid) -> RoundedWeights:
+    """What `rounded` gives without knowing the inputs."""
+    scales = weight_scales(weights, 0, grid)
+    return RoundedWeights(codes=quantize_weights(weights, scales, 0, grid), scales=scales)
 
 
 def grid(rows: Matrix, limit: float) -> Matrix:
