@@ -22,7 +22,7 @@ def candidates(report: Report) -> Markup | None:
     ]
     listing = table(
         "8-bit models that were compiled and compared with FP32 on rows that neither calibrate nor prove.",
-        ("Channels", "Thresholds", "Weights", "#SQNR", "#A batch", "#File", "Is"),
+        ("Channels", "Thresholds", "Weights", "Queries by keys", "#SQNR", "#A batch", "#File", "Is"),
         rows,
     )
     return section("What was tried", folded(f"All {len(rows)} models", listing, rows=len(rows)))
@@ -62,6 +62,7 @@ def _candidate(candidate: CandidateReport, *, chosen: bool) -> tuple[str, ...]:
         candidate.variant.value,
         candidate.calibration.value,
         "fitted" if candidate.fitted else "nearest",
+        "8 bits" if candidate.attention else "floating",
         "would not run" if candidate.sqnr_db is None else decibels(candidate.sqnr_db),
         milliseconds(candidate.batch_ms),
         size(candidate.size_bytes),

@@ -61,7 +61,7 @@ def choices(name: str, *, points: int = 2) -> Choices:
             variant=Variant.EVENED if fitted else Variant.PREPARED,
             calibration=CalibrationMethod.MSE,
             fitted=fitted,
-            attention=False,
+            attention=fitted,
             sqnr_db=30.0 + fitted,
             batch_ms=2.5,
             size_bytes=2048,
@@ -252,9 +252,12 @@ def test_what_was_tried_is_listed_with_what_was_chosen() -> None:
     page = Page(render(full()))
     cells = page.inside["td"]
     first = cells.index("nearest")
-    assert cells[first - 1 : first + 5] == ["mse", "nearest", "30.0 dB", "2.5 ms", "2.0 KiB", ""]
-    assert cells[first + 5 : first + 11] == ["mse", "fitted", "31.0 dB", "2.5 ms", "2.0 KiB", "chosen"]
-    assert cells[first + 11 : first + 17] == ["mse", "nearest", "would not run", NOTHING, "2.0 KiB", ""]
+    rows = [cells[first - 1 + 7 * row : first + 6 + 7 * row] for row in range(3)]
+    assert rows == [
+        ["mse", "nearest", "floating", "30.0 dB", "2.5 ms", "2.0 KiB", ""],
+        ["mse", "fitted", "8 bits", "31.0 dB", "2.5 ms", "2.0 KiB", "chosen"],
+        ["mse", "nearest", "floating", "would not run", NOTHING, "2.0 KiB", ""],
+    ]
     assert page.inside["strong"] == ["chosen", "chosen"]
 
 
