@@ -8,7 +8,7 @@ import pytest
 
 from engines.choices import Choices, QuantizationRecord
 from engines.model import Model
-from engines.options import BuildOptions, CalibrationMethod
+from engines.options import BuildOptions
 from engines.pipeline import PHASES
 from engines.tuning import Measured
 from engines.workspace import CHOICES, UPLOADED_MODEL, Workspace
@@ -77,22 +77,6 @@ def test_the_simplest_candidate_that_none_clearly_beats_is_chosen(
     choices = build(*sqnrs_db)
     assert [candidate.fitted for candidate in choices.candidates] == [False, False, False, True]
     assert choices.chosen == chosen
-
-
-@pytest.mark.parametrize("method", [CalibrationMethod.PERCENTILE, CalibrationMethod.MAX])
-def test_thresholds_that_were_asked_for_are_the_only_ones_tried(
-    build: Build, method: CalibrationMethod
-) -> None:
-    choices = build(30, 29, calibration=method.value)
-    assert [candidate.calibration for candidate in choices.candidates] == [method, method]
-    assert choices.chosen == 0
-
-
-def test_little_effort_tries_one_candidate_and_much_fits_all(build: Build) -> None:
-    assert len(build(30, effort="fast").candidates) == 1
-    much = build(30, 30, 30, 31, 33, 32, effort="thorough")
-    assert [candidate.fitted for candidate in much.candidates] == [False] * 3 + [True] * 3
-    assert much.chosen == 4
 
 
 def test_fp8_has_one_kind_of_thresholds(build: Build) -> None:
