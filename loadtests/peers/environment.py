@@ -1,6 +1,7 @@
 """Makes the peers' virtual environment and starts programs in it."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -11,6 +12,8 @@ ROOT = Path(__file__).parent.parent.parent
 REQUIREMENTS = Path(__file__).parent / "requirements.txt"
 # A package that reports home; without it the others run and stay silent.
 _UNWANTED = "openvino-telemetry"
+_SILENT = {"ORT_DISABLE_TELEMETRY": "1"}
+"""Keeps onnxruntime from reporting home."""
 
 
 class PeerError(Exception):
@@ -60,6 +63,7 @@ class PeerEnvironment:
             [str(self._python), "-m", module],
             input=json.dumps(job),
             cwd=ROOT,
+            env=os.environ | _SILENT,
             check=False,
             capture_output=True,
             text=True,
