@@ -26,6 +26,7 @@ from engines.runtimes.base import Engine, Runtime, Slot
 from engines.runtimes.engine_cache import EngineCache
 from engines.runtimes.openvino_messages import explain, translated
 from engines.runtimes.saturation import saturation_probe
+from engines.runtimes.signed_concats import hold_signed_concats
 from engines.runtimes.slots import PooledEngine
 from engines.tensors import Array, TensorSpec
 
@@ -111,14 +112,16 @@ class OpenVINORuntime(Runtime):
 
 
 def _content(model: Path) -> bytes:
-    """The ONNX file as OpenVINO gets it: non-negative activations in UINT8, whose step is half as wide."""
+    """The ONNX file as OpenVINO gets it: see `refine_unsigned` and `hold_signed_concats`."""
     content = model.read_bytes()
     try:
         proto = onnx.load_model_from_string(content)
     except DecodeError:
         return content  # what is wrong with it is said where it is read
-    refined: bytes = refine_unsigned(proto).SerializeToString(deterministic=True)
-    return refined
+    refined = refine_unsigned(proto)
+    hold_signed_concats(refined)
+    served: bytes = refined.SerializeToString(deterministic=True)
+    return served
 
 
 class _OpenVINOEngine(PooledEngine):
