@@ -92,6 +92,8 @@ def _check_header(proto: onnx.ModelProto) -> None:
             f"the model has IR version {proto.ir_version}; octet reads up to {onnx.IR_VERSION}: export it"
             " with an older ONNX release."
         )
+    # First: converters of classical models declare the oldest opset that they can do with.
+    _refuse_classical(proto.graph)
     opset = default_opset(proto)
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise UnsupportedModelError(
@@ -100,17 +102,23 @@ def _check_header(proto: onnx.ModelProto) -> None:
         )
 
 
+def _refuse_classical(graph: onnx.GraphProto) -> None:
+    for number, node in enumerate(graph.node):
+        if node.domain == "ai.onnx.ml":
+            raise UnsupportedModelError(
+                f"{label(node, number)} is an operator of classical machine learning (ai.onnx.ml); octet"
+                " takes neural networks of standard ONNX operators only."
+            )
+
+
 def _check_operators(proto: onnx.ModelProto) -> None:
+    # Again: functions that were inlined may hold some.
+    _refuse_classical(proto.graph)
     opset = default_opset(proto)
     for number, node in enumerate(proto.graph.node):
         if node.domain in _DEFAULT_DOMAINS:
             node.domain = ""
             _check_standard_operator(node, label(node, number), opset)
-        elif node.domain == "ai.onnx.ml":
-            raise UnsupportedModelError(
-                f"{label(node, number)} is an operator of classical machine learning (ai.onnx.ml); octet"
-                " takes neural networks of standard ONNX operators only."
-            )
         else:
             raise UnsupportedModelError(
                 f"{label(node, number)} is a custom operator of the domain {quote(node.domain)}; octet takes"

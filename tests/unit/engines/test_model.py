@@ -346,9 +346,10 @@ class TestOperators:
         assert f"node 'q' ({domain}.{operator}) is a custom operator" in message
         assert "export the quantized model in Q/DQ form" in message
 
-    def test_classical_machine_learning(self) -> None:
+    @pytest.mark.parametrize("opset", [9, 17])
+    def test_classical_machine_learning_whatever_opset_its_converter_declares(self, opset: int) -> None:
         node = helper.make_node("Scaler", ["x"], ["y"], name="s", domain="ai.onnx.ml")
-        assert "classical machine learning" in refusal(relu_model(nodes=[node]))
+        assert "classical machine learning" in refusal(relu_model(nodes=[node], opset=opset))
 
     @pytest.mark.parametrize("operator", ["If", "Loop", "Scan"])
     def test_control_flow(self, operator: str) -> None:
