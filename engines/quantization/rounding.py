@@ -81,7 +81,8 @@ def rounded(weights: Matrix, gram: Matrix, grid: WeightGrid) -> RoundedWeights:
 
 def _damped(gram: Matrix, damping: float = DAMPING) -> Matrix:
     energy = float(np.trace(gram)) / len(gram)
-    return gram + damping * (energy or 1.0) * np.eye(len(gram))
+    # Of inputs that never vary rounding may leave less than nothing, which no damping would outweigh.
+    return gram + damping * (energy if energy > 0 else 1.0) * np.eye(len(gram))
 
 
 def _upper_factor(gram: Matrix) -> Matrix:

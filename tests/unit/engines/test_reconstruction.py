@@ -183,6 +183,35 @@ def test_moments_are_the_sums_of_the_definition() -> None:
     )
 
 
+@pytest.mark.parametrize("varying", [0.0, 1e-6, 1e-3])
+@pytest.mark.parametrize("biased", [True, False])
+def test_weights_are_fitted_to_inputs_that_hardly_vary_about_a_large_mean(
+    varying: float, biased: bool
+) -> None:
+    """Of inputs in float32, the sums about the mean are rounding errors, some of them negative."""
+    graph = GraphBuilder()
+    weight = graph.weight("w", 48, 32)
+    if biased:
+        graph.node("Gemm", ["x", weight, graph.weight("b", 32)], "scores")
+    else:
+        graph.node("MatMul", ["x", weight], "scores")
+    mean = np.linspace(-900.0, 1000.0, 48, dtype=np.float32)
+    model = from_proto(graph.model([floats("x", "n", 48)], [floats("scores", "n", 32)]))
+    noise = np.random.default_rng(3).normal(size=(256, 48)).astype(np.float32)
+    rows = mean * (1 + np.float32(varying) * noise)
+    placement = place(model)
+    layers = reconstructible(model, placement, {"x": 1000.0}, unsigned=False)
+    feeds = [{"x": rows[start : start + 8]} for start in range(0, 256, 8)]
+    moments = observe_moments(model, layers, feeds, batch_count=32, threads=1, progress=lambda rows: None)
+    weights = reconstruct(model, layers, moments, WeightBits.EIGHT)
+    fitted = quantize_model(model, placement, {"x": 1000.0}, weight_bits=WeightBits.EIGHT, weights=weights)
+    right, found = (
+        ReferenceSession(each.proto.SerializeToString(), threads=1).run({"x": rows})["scores"]
+        for each in (model, fitted)
+    )
+    assert sqnr_db(right, found) > 40
+
+
 def test_rows_of_a_layer_are_bounded_however_many_samples_there_are() -> None:
     model, watched = layer()
     many = observe_moments(

@@ -121,9 +121,10 @@ def test_a_matrix_that_rounding_made_indefinite_is_damped_until_it_is_not() -> N
     )
 
 
-def test_inputs_that_were_always_zero_leave_the_weights_as_they_are() -> None:
+@pytest.mark.parametrize("left_over", [0.0, -1e-13])
+def test_inputs_that_were_always_zero_leave_the_weights_as_they_are(left_over: float) -> None:
     weights = RANDOM.normal(size=(4, 10))
-    zero = np.zeros((10, 10))
+    zero = np.full((10, 10), left_over)
     assert np.array_equal(
         rounded(weights, zero, WeightBits.EIGHT).codes, nearest(weights, WeightBits.EIGHT).codes
     )
