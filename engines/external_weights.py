@@ -282,6 +282,6 @@ def _missing(where: str, location: str, parts: Iterable[str]) -> str:
             " data in one folder with it."
         )
     return (
-        f"{where} keeps its data in the file {quote(location)}, which was not uploaded (weights parts: {have}): upload"
-        " it too, as a part 'weights' under that file name."
+        f"{where} keeps its data in the file {quote(location)}, which was not uploaded (weights parts: {have}): give"
+        " it too, under that file name: a part 'weights' of the upload, --weights of the command."
     )

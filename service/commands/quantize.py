@@ -191,7 +191,7 @@ def _tell(report: Report, order: Order, out: Console) -> None:
 
 def _figures(report: Report) -> Table:
     """Accuracy, latency and size of both engines."""
-    table = Table("", "FP32", report.requested.value.upper(), "", box=None, pad_edge=False)
+    table = Table("", report.floating_name, report.requested.value.upper(), "", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
     quantized = report.quantized
@@ -201,6 +201,8 @@ def _figures(report: Report) -> Table:
     agreements = [_worst(engine, "top1_agreement") for engine in (report.fp32, quantized)]
     if agreements != [None, None]:
         table.add_row("top-1 agreement", *(share(value) for value in agreements))
+    if report.task is not None:
+        table.add_row("top-1 on the labels", share(report.task.fp32_top1), share(report.task.quantized_top1))
     for latency in report.latencies:
         table.add_row(
             f"latency, batch {latency.rows}",
