@@ -129,7 +129,7 @@ def _run(order: Order, out: Console, console: Console) -> int:
             _write_report(report, order.report, order.model.name)
         if written:
             fp32 = report.serving is Precision.FP32
-            _write_model(workspace.path(PREPARED if fp32 else QUANTIZED), order.output)
+            write_model(workspace.path(PREPARED if fp32 else QUANTIZED), order.output)
     _tell(report, order, out)
     return ACCEPTED if written else REFUSED
 
@@ -147,7 +147,7 @@ def _check_files(order: Order) -> None:
     check_targets(targets, sources if order.labels is None else [*sources, order.labels])
 
 
-def _write_model(source: Path, target: Path) -> None:
+def write_model(source: Path, target: Path) -> None:
     """Copies a model, with its weights beside it where it has some there: they go first, and it names them."""
     if not weights_path(source).is_file():
         copy(source, target)
