@@ -217,16 +217,22 @@ def test_what_became_of_the_batch_is_told(batching: Batching, words: str) -> Non
 
 
 def test_attention_has_a_column_where_a_model_has_some() -> None:
-    plain = full()
-    assert plain.choices is not None
-    assert "Attention" not in Page(render(plain)).inside["th"]
-    first, *others = plain.choices.candidates
-    tried = (first.model_copy(update={"attention": True}), *others)
-    page = Page(
-        render(plain.model_copy(update={"choices": plain.choices.model_copy(update={"candidates": tried})}))
-    )
-    assert "Attention" in page.inside["th"]
-    assert page.inside["td"].count("in 8 bits") == 1
+    made = full()
+
+    def page(*attention: bool) -> Page:
+        assert made.choices is not None
+        tried = tuple(
+            candidate.model_copy(update={"attention": attended})
+            for candidate, attended in zip(made.choices.candidates, attention, strict=True)
+        )
+        choices = made.choices.model_copy(update={"candidates": tried})
+        return Page(render(made.model_copy(update={"choices": choices})))
+
+    assert "Queries by keys" not in page(False, False, False).inside["th"]
+    shown = page(True, False, False)
+    assert "Queries by keys" in shown.inside["th"]
+    # One candidate, and the weights of the engine.
+    assert shown.inside["td"].count("8 bits") == 2
 
 
 def test_thresholds_of_fp8_are_explained() -> None:
