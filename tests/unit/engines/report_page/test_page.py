@@ -219,7 +219,7 @@ def test_what_became_of_the_batch_is_told(batching: Batching, words: str) -> Non
 def test_attention_has_a_column_where_a_model_has_some() -> None:
     made = full()
 
-    def page(*attention: bool) -> Page:
+    def page(attention: tuple[bool, ...]) -> Page:
         assert made.choices is not None
         tried = tuple(
             candidate.model_copy(update={"attention": attended})
@@ -228,8 +228,8 @@ def test_attention_has_a_column_where_a_model_has_some() -> None:
         choices = made.choices.model_copy(update={"candidates": tried})
         return Page(render(made.model_copy(update={"choices": choices})))
 
-    assert "Queries by keys" not in page(False, False, False).inside["th"]
-    shown = page(True, False, False)
+    assert "Queries by keys" not in page((False, False, False)).inside["th"]
+    shown = page((True, False, False))
     assert "Queries by keys" in shown.inside["th"]
     # One candidate, and the weights of the engine.
     assert shown.inside["td"].count("8 bits") == 2
