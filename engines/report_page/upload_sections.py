@@ -38,13 +38,15 @@ def task(report: Report) -> Markup | None:
     found = report.task
     if found is None:
         return None
-    rows = [(report.floating_name, share(found.fp32_top1), _interval(found.fp32_interval))]
+    # What the proof holds: the answers of the uploaded model, with its rounding where it came with some.
+    reference = "FP32" if report.arrived is None else "The uploaded model"
+    rows = [(reference, share(found.fp32_top1), _interval(found.fp32_interval))]
     notes = []
     if found.quantized_top1 is not None:
         name = report.requested.value.upper()
         rows.insert(0, (name, share(found.quantized_top1), _interval(found.quantized_interval)))
         notes.append(
-            f"The {name} engine alone is right on {found.gained_rows} rows, and alone wrong on {found.lost_rows}."
+            f"The {name} engine alone is right on {_rows(found.gained_rows)}, and alone wrong on {_rows(found.lost_rows)}."
         )
     if found.difference is not None:
         bounds = found.difference_interval
@@ -72,6 +74,10 @@ def _distance(output: OutputReport) -> tuple[str, ...]:
 
 def _interval(interval: IntervalReport | None) -> str:
     return "" if interval is None else f"{share(interval.low)} to {share(interval.high)}"
+
+
+def _rows(count: int | None) -> str:
+    return "1 row" if count == 1 else f"{count or 0} rows"
 
 
 def _points(difference: float) -> str:

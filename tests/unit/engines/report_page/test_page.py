@@ -186,8 +186,9 @@ def test_labels_show_both_accuracies() -> None:
     assert "Accuracy on the labels" in page.inside["h2"]
     assert "95.31%" in page.inside["dd"]
     assert {"95.31%", "96.88%", "89.30% to 99.10%"} <= set(page.inside["td"])
-    assert "alone is right on 1 rows, and alone wrong on 2" in page.text
+    assert "alone is right on 1 row, and alone wrong on 2 rows" in page.text
     assert "-1.56 percentage points, between -7.00 and +4.00 with 95% confidence" in page.text
+    assert "The uploaded model" in Page(render(arrived(labelled(full())))).inside["th"]
     unbuilt = TaskReport(output="o", rows=9, fp32_top1=1.0, fp32_interval=IntervalReport(low=0.7, high=1.0))
     assert "percentage points" not in Page(render(full().model_copy(update={"task": unbuilt}))).text
 
