@@ -8,7 +8,7 @@ TensorProto, with `location`, `offset` and `length`.
 
 import contextlib
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,35 @@ def write_model(proto: onnx.ModelProto, path: Path) -> None:
                 entry.external_data.add(key=key, value=str(value))
             file.write(content)
     path.write_bytes(light.SerializeToString(deterministic=True))
+
+
+def moved(content: bytes, location: str) -> bytes:
+    """A model file that `write_model` wrote, with its weights called `location` instead.
+
+    Whatever else reads it looks for them under that name, beside it.
+    """
+    light = onnx.ModelProto.FromString(content)
+    for tensor in light.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    return bytes(light.SerializeToString(deterministic=True))
+
+
+def named_parts(files: Sequence[tuple[str, Path]]) -> dict[str, Path]:
+    """Files of weights by the names that the model calls them.
+
+    Raises:
+        InvalidModelError: a name comes twice.
+    """
+    parts: dict[str, Path] = {}
+    for name, path in files:
+        if name in parts:
+            raise InvalidModelError(
+                f"two weights files are called {name!r}: upload each file that the model names once, under its name."
+            )
+        parts[name] = path
+    return parts
 
 
 def attach_own(proto: onnx.ModelProto, path: Path) -> None:
@@ -253,6 +282,6 @@ def _missing(where: str, location: str, parts: Iterable[str]) -> str:
             " data in one folder with it."
         )
     return (
-        f"{where} keeps its data in the file {quote(location)}, which was not uploaded (weights parts: {have}): upload"
-        " it too, as a part 'weights' under that file name."
+        f"{where} keeps its data in the file {quote(location)}, which was not uploaded (weights parts: {have}): give"
+        " it too, under that file name: a part 'weights' of the upload, --weights of the command."
     )

@@ -1,6 +1,7 @@
 """What a model is made of, and what 8 bits would take of it: a look before any samples are there."""
 
 from collections import Counter
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from onnx import TensorProto
 
 from engines.choices import SkippedLayerReport
 from engines.errors import InvalidOptionsError
+from engines.external_weights import named_parts
 from engines.model import Model, load_model
 from engines.options import Precision
 from engines.prepare import prepare
@@ -48,8 +50,13 @@ class Inspection(ReportPart):
     skipped: tuple[SkippedLayerReport, ...]
 
 
-def inspect(path: Path, precision: Precision = Precision.INT8) -> Inspection:
-    """Looks at an ONNX file; `precision` is what it would be quantized to.
+def inspect(path: Path, precision: Precision = Precision.INT8, *, weights: Sequence[Path] = ()) -> Inspection:
+    """Looks at an ONNX file.
+
+    Args:
+        path: the file.
+        precision: what it would be quantized to.
+        weights: the files that hold its weights, under the names that it calls them.
 
     Raises:
         InvalidModelError, UnsupportedModelError: octet does not take it.
@@ -59,13 +66,13 @@ def inspect(path: Path, precision: Precision = Precision.INT8) -> Inspection:
         raise InvalidOptionsError(
             "precision 'fp32' quantizes nothing; look at what 'int8' or 'fp8' would take."
         )
-    model = load_model(path)
+    model = load_model(path, weights=named_parts([(file.name, file) for file in weights]) or None)
     prepared = prepare(model)
     placement = place(prepared, precision=precision)
     constants = {tensor.name: tensor for tensor in prepared.proto.graph.initializer}
     stored = {weight.initializer for weight in placement.weights}
     return Inspection(
-        file_bytes=path.stat().st_size,
+        file_bytes=sum(file.stat().st_size for file in (path, *weights)),
         opset=model.opset,
         inputs=tuple(spec.describe() for spec in model.inputs),
         outputs=tuple(spec.describe() for spec in model.outputs),

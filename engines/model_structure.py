@@ -135,8 +135,9 @@ def _check_tensor(tensor: TensorProto, where: str) -> None:
 def _check_inside(tensor: TensorProto, where: str) -> None:
     if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
         raise UnsupportedModelError(
-            f"{where} keeps its data in another file, which was not given: upload that file as a part 'weights', or"
-            " save the model with all weights inside (onnx.save with save_as_external_data=False)."
+            f"{where} keeps its data in another file, which was not given: give that file too (a part 'weights' of the"
+            " upload, --weights of the command), or save the model with all weights inside (onnx.save with"
+            " save_as_external_data=False)."
         )
 
 

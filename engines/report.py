@@ -234,6 +234,11 @@ class Report(_Part):
             ) from error
 
     @property
+    def floating_name(self) -> str:
+        """What the engine is called that `fp32` and the latencies are of."""
+        return "FP32" if self.arrived is None else "Without rounding"
+
+    @property
     def speedup(self) -> float | None:
         """How many times as fast as FP32 the 8-bit engine is, at the largest batch that was timed.
 
@@ -263,6 +268,8 @@ class Report(_Part):
             "fp32_bytes": self.sizes.prepared_bytes,
             "quantized_bytes": self.sizes.quantized_bytes,
             "arrived_quantized": self.arrived is not None,
+            "fp32_top1": self.task and self.task.fp32_top1,
+            "quantized_top1": self.task and self.task.quantized_top1,
         }
 
 

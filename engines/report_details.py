@@ -72,8 +72,13 @@ class LatencyReport(ReportPart):
         return None if self.quantized_ms is None else self.fp32_ms / self.quantized_ms
 
 
-def speed_warnings(latencies: Sequence[LatencyReport], *, emulated: bool) -> tuple[str, ...]:
-    """The warning that 8 bits cost time here instead of saving it; empty where they do not, at any batch."""
+def speed_warnings(
+    latencies: Sequence[LatencyReport], *, emulated: bool, arrived: bool = False
+) -> tuple[str, ...]:
+    """The warning that 8 bits cost time here instead of saving it; empty where they do not, at any batch.
+
+    `arrived` says that the model was uploaded quantized: it has no FP32 to be built in.
+    """
     slower = [
         f"{_ms(found.quantized_ms)} against {_ms(found.fp32_ms)} for batches of {found.rows}"
         for found in latencies
@@ -81,9 +86,12 @@ def speed_warnings(latencies: Sequence[LatencyReport], *, emulated: bool) -> tup
     ]
     if not slower:
         return ()
-    warning = f"The 8-bit engine is slower than FP32 on this machine: {' and '.join(slower)}. "
+    other = "the graph without its rounding" if arrived else "FP32"
+    warning = f"The 8-bit engine is slower than {other} on this machine: {' and '.join(slower)}. "
     if emulated:
         warning += "It is emulated here: serve it on hardware that computes in its type, or build with precision int8."
+    elif arrived:
+        warning += "Upload the FP32 model, unless the smaller file is what you are after."
     else:
         warning += "Build with precision fp32, unless the smaller file is what you are after."
     return (warning,)

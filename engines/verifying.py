@@ -136,7 +136,7 @@ def verify(
         versions=versions(),
         arrived=_arrived(arrived, verification if trial else None) if arrived else None,
         phases=_phases(workspace) | {"verify": round(time.perf_counter() - start_s, 3)},
-        warnings=speed_warnings(latencies, emulated=emulated),
+        warnings=speed_warnings(latencies, emulated=emulated, arrived=arrived is not None),
         layer_errors=_layer_errors(workspace),
         histograms=worst_histograms(
             read_histograms(workspace),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from engines.options import CalibrationMethod, Effort, Metric, Precision
+from engines.options import CalibrationMethod, Effort, Metric, OnMiss, Precision
 from service.errors import StartError
 from service.logs import configure_logging
 from service.settings import Settings
@@ -63,7 +63,9 @@ def serve(
         raise typer.Exit(1) from error
 
 
-_Model = Annotated[Path, typer.Argument(help="An ONNX file in FP32.", exists=True, dir_okay=False)]
+_Model = Annotated[Path, typer.Argument(help="The ONNX file.", exists=True, dir_okay=False)]
+_FILES, _SEARCH, _CONTRACT, _MACHINE = "Files", "What is tried", "What must hold", "This machine"
+"""Panels of the help."""
 
 
 @app.command()
@@ -75,36 +77,111 @@ def quantize(  # noqa: PLR0913 # one parameter per flag
         typer.Option(
             "--samples",
             "-s",
-            help="Example inputs, .npz or .npy, a batch along axis 0; may be repeated.",
+            metavar="FILE",
+            help="Example inputs, .npz, .npy or .safetensors, a batch along axis 0; may be repeated.",
             exists=True,
             dir_okay=False,
+            rich_help_panel=_FILES,
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the 8-bit ONNX file goes.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Where the 8-bit ONNX file goes; weights too large for it go beside it, as NAME.data.",
+            rich_help_panel=_FILES,
+        ),
+    ],
+    weights: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--weights",
+            "-w",
+            metavar="FILE",
+            help="A file with weights of the model, under the name that the model calls it; may be repeated.",
+            exists=True,
+            dir_okay=False,
+            rich_help_panel=_FILES,
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The samples' classes, a .npy of integers: the report then has both accuracies.",
+            exists=True,
+            dir_okay=False,
+            rich_help_panel=_FILES,
+        ),
+    ] = None,
     report: Annotated[
-        Path | None, typer.Option(help="Where the report goes: a page (.html) or JSON (.json).")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where the report goes: a page (.html) or JSON (.json).",
+            rich_help_panel=_FILES,
+        ),
     ] = None,
-    precision: Annotated[Precision | None, typer.Option(help="int8 unless said else.")] = None,
-    calibration: Annotated[CalibrationMethod | None, typer.Option(help="auto unless said else.")] = None,
-    contract_metric: Annotated[
-        Metric | None, typer.Option(help="What the contract is written in; sqnr_db unless said else.")
+    precision: Annotated[
+        Precision | None, typer.Option(help="int8 unless said else.", rich_help_panel=_SEARCH)
     ] = None,
-    contract_min: Annotated[
-        float | None, typer.Option(help="Least value of the metric at which the model is written.")
+    calibration: Annotated[
+        CalibrationMethod | None,
+        typer.Option(
+            help="How activations get their ranges; auto, which is tensor by tensor, unless said else.",
+            rich_help_panel=_SEARCH,
+        ),
     ] = None,
     effort: Annotated[
-        Effort | None, typer.Option(help="How much is tried; standard unless said else.")
+        Effort | None,
+        typer.Option(help="How much is tried; standard unless said else.", rich_help_panel=_SEARCH),
+    ] = None,
+    contract_metric: Annotated[
+        Metric | None,
+        typer.Option(
+            help="What the contract is written in; unless said else, several clauses that fit the outputs.",
+            rich_help_panel=_CONTRACT,
+        ),
+    ] = None,
+    contract_min: Annotated[
+        float | None,
+        typer.Option(
+            help="Least value of the metric; 20 dB, or 0.99 of a share or cosine, unless said else.",
+            rich_help_panel=_CONTRACT,
+        ),
+    ] = None,
+    on_miss: Annotated[
+        OnMiss | None,
+        typer.Option(
+            help="Where the contract is missed: leave layers floating (mix, unless said else), fail, or write "
+            "the file all the same (publish).",
+            rich_help_panel=_CONTRACT,
+        ),
     ] = None,
     options: Annotated[
-        str, typer.Option(help="Any options of a build as JSON; the flags above go before it.")
+        str,
+        typer.Option(
+            metavar="JSON",
+            help="Any options of a build as JSON, as they are uploaded; flags go before it.",
+            rich_help_panel=_SEARCH,
+        ),
     ] = "{}",
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Processors to use; all that there are unless said else.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processors to use; all that there are unless said else.",
+            rich_help_panel=_MACHINE,
+        ),
     ] = None,
 ) -> None:
     """Quantizes a model and proves it, without a server.
 
-    Exit status: 0 written, 1 refused because the contract is not kept (nothing is written but the report),
+    Exit status:
+    0 written;
+    1 refused, because the contract is not kept: nothing is written but the report;
     2 something is wrong with the files or the options.
     """
     from service.commands import quantize as command  # noqa: PLC0415 # numpy and more, which `serve` does without
@@ -113,6 +190,8 @@ def quantize(  # noqa: PLR0913 # one parameter per flag
     order = command.Order(
         model=model,
         samples=tuple(samples),
+        weights=tuple(weights or ()),
+        labels=labels,
         output=output,
         report=report,
         options=options,
@@ -121,6 +200,7 @@ def quantize(  # noqa: PLR0913 # one parameter per flag
             calibration=calibration,
             contract_metric=contract_metric,
             contract_min=contract_min,
+            on_miss=on_miss,
             effort=effort,
         ),
         threads=threads,
@@ -132,6 +212,17 @@ def quantize(  # noqa: PLR0913 # one parameter per flag
 def inspect(
     model: _Model,
     *,
+    weights: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--weights",
+            "-w",
+            metavar="FILE",
+            help="A file with weights of the model, under the name that the model calls it; may be repeated.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
     precision: Annotated[Precision, typer.Option(help="What it would be quantized to.")] = Precision.INT8,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
 ) -> None:
@@ -139,7 +230,9 @@ def inspect(
     from service.commands import inspect as command  # noqa: PLC0415 # as for quantize
     from service.commands.consoles import errors, results  # noqa: PLC0415 # with it
 
-    raise typer.Exit(command.run(model, precision, as_json=as_json, out=results(), errors=errors()))
+    raise typer.Exit(
+        command.run(model, weights or (), precision, as_json=as_json, out=results(), errors=errors())
+    )
 
 
 @app.command()

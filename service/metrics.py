@@ -105,6 +105,10 @@ class Metrics:
         self._speedup = self._gauge(
             "octet_version_speedup", "Throughput against FP32, measured at the build."
         )
+        self._below_contract = self._gauge(
+            "octet_version_below_contract",
+            "1 where the 8-bit engine answers although it misses its contract, as its build asked; else 0.",
+        )
         self._loaded = Gauge(
             "octet_models_loaded", "Versions that have an engine in memory.", registry=registry
         )
@@ -134,8 +138,17 @@ class Metrics:
         self._queue_rows.labels(model, version).set_function(queue_rows)
         self._inflight.labels(model, version).set_function(inflight)
 
-    def quality(self, model: str, version: str, *, sqnr_db: float | None, speedup: float | None) -> None:
-        """Shows what a version's report measured; what it did not measure is left out."""
+    def quality(
+        self,
+        model: str,
+        version: str,
+        *,
+        sqnr_db: float | None,
+        speedup: float | None,
+        below_contract: bool,
+    ) -> None:
+        """Shows what a version's report says; what it did not measure is left out."""
+        self._below_contract.labels(model, version).set(below_contract)
         if sqnr_db is not None:
             self._sqnr_db.labels(model, version).set(sqnr_db)
         if speedup is not None:
@@ -143,7 +156,7 @@ class Metrics:
 
     def forget(self, model: str, version: str) -> None:
         """Drops the gauges of a version that was unloaded; its counters stay, as Prometheus expects."""
-        for gauge in (self._queue_rows, self._inflight, self._sqnr_db, self._speedup):
+        for gauge in (self._queue_rows, self._inflight, self._sqnr_db, self._speedup, self._below_contract):
             gauge.remove(model, version)
 
     def watch_loaded(self, count: Callable[[], float]) -> None:

@@ -20,7 +20,7 @@ class VersionState(enum.StrEnum):
     LOADING = "loading"
     """Waits for its engine, or is being loaded."""
     READY = "ready"
-    """Answers with the precision that it was built for."""
+    """Answers with the precision that it was built for; the reason is there where that misses its contract."""
     REFUSED = "refused"
     """Its 8-bit engine missed its contract on this machine: FP32 answers instead."""
     FAILED = "failed"
@@ -36,7 +36,7 @@ class VersionStatus:
     state: VersionState
     # What really answers; None while nothing does.
     precision: Precision | None = None
-    # Why it is refused or has failed.
+    # Why it is refused or has failed, or in what it misses the contract that it answers below.
     reason: str | None = None
 
 

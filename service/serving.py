@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from engines.options import Precision
+from engines.report import Verdict
 from service.batcher import Batcher
 from service.catalog import Catalog, Version
 from service.errors import NotFoundError, NotReadyError
@@ -257,16 +258,18 @@ class Deployments:
             queue_rows=lambda: batcher.queue_rows,
             inflight=lambda: batcher.inflight_requests,
         )
+        below_contract = None if loaded.refusal else _below_contract(version)
         self._metrics.quality(
             version.model,
             number,
             sqnr_db=version.summary.get("sqnr_db"),
             speedup=version.summary.get("speedup"),
+            below_contract=below_contract is not None,
         )
         self._status[key] = VersionStatus(
             state=VersionState.REFUSED if loaded.refusal else VersionState.READY,
             precision=loaded.precision,
-            reason=loaded.refusal,
+            reason=loaded.refusal or below_contract,
         )
         logger.info("version %s of %s answers in %s", number, version.model, loaded.precision)
 
@@ -286,3 +289,10 @@ def _number(version: str) -> int:
     """The number that a client means, or -1, which no version has."""
     # No version was ever longer, and Python refuses to read numbers without end.
     return int(version) if version.isascii() and version.isdecimal() and len(version) < 10 else -1
+
+
+def _below_contract(version: Version) -> str | None:
+    """In what the version misses its contract; None where it was not published below it."""
+    if version.summary.get("verdict") != Verdict.BELOW_CONTRACT:
+        return None
+    return str(version.summary["reason"])

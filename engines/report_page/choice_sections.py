@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from engines.choices import CandidateReport, MixedPoint, MixedReport
+from engines.choices import CandidateReport, MixedPoint, MixedReport, Variant
 from engines.report import Report
 from engines.report_page.figures import NOTHING, decibels, milliseconds, size
 from engines.report_page.markup import Markup, element, table
@@ -16,13 +16,25 @@ def candidates(report: Report) -> Markup | None:
     """Every 8-bit model that was compared with FP32 on the tune rows."""
     if report.choices is None:
         return None
+    tried = report.choices.candidates
+    # Models without attention need no column that says so.
+    attention = any(candidate.attention for candidate in tried)
     rows = [
-        _candidate(each, chosen=number == report.choices.chosen)
-        for number, each in enumerate(report.choices.candidates)
+        _candidate(each, attention=attention, chosen=number == report.choices.chosen)
+        for number, each in enumerate(tried)
     ]
     listing = table(
         "8-bit models that were compiled and compared with FP32 on rows that neither calibrate nor prove.",
-        ("Channels", "Thresholds", "Weights", "Queries by keys", "#SQNR", "#A batch", "#File", "Is"),
+        (
+            "Channels",
+            "Thresholds",
+            "Weights",
+            *(["Queries by keys"] if attention else []),
+            "#SQNR",
+            "#A batch",
+            "#File",
+            "Is",
+        ),
         rows,
     )
     return section("What was tried", folded(f"All {len(rows)} models", listing, rows=len(rows)))
@@ -57,12 +69,12 @@ def mixed_precision(report: Report) -> Markup | None:
     )
 
 
-def _candidate(candidate: CandidateReport, *, chosen: bool) -> tuple[str, ...]:
+def _candidate(candidate: CandidateReport, *, attention: bool, chosen: bool) -> tuple[str, ...]:
     return (
-        candidate.variant.value,
+        "evened out" if candidate.variant is Variant.EVENED else "as they are",
         candidate.calibration.value,
         "fitted" if candidate.fitted else "nearest",
-        "8 bits" if candidate.attention else "floating",
+        *(["8 bits" if candidate.attention else "floating"] if attention else []),
         "would not run" if candidate.sqnr_db is None else decibels(candidate.sqnr_db),
         milliseconds(candidate.batch_ms),
         size(candidate.size_bytes),

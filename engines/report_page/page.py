@@ -1,7 +1,7 @@
 """A report as one HTML page that needs nothing else: no script, no font, no picture, no network."""
 
 from engines.report import Report
-from engines.report_page import choice_sections, sections, tensor_sections
+from engines.report_page import choice_sections, sections, tensor_sections, upload_sections
 from engines.report_page.markup import element, join, verbatim
 from engines.report_page.style import STYLE
 
@@ -13,6 +13,8 @@ CONTENT_SECURITY_POLICY = (
 
 SECTIONS: tuple[sections.Section, ...] = (
     sections.headline,
+    upload_sections.arrived,
+    upload_sections.task,
     sections.accuracy,
     sections.contract,
     sections.speed,

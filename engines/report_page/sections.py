@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from engines.contract import MEASURES
 from engines.options import Metric, Precision
-from engines.report import ClauseReport, EngineReport, Report, Verdict
+from engines.report import Batching, ClauseReport, EngineReport, Report, Verdict
 from engines.report_page.figures import (
     NOTHING,
     cosine,
@@ -40,7 +40,8 @@ def verdict_line(report: Report) -> str:
         return report.reason or "the 8-bit engine may not answer, so FP32 serves."
     if report.serving is Precision.FP32 or report.quantized is None:
         return "FP32 serves, as it was asked for."
-    line = f"the {report.serving.value.upper()} engine answers like FP32"
+    reference = "FP32" if report.arrived is None else "the uploaded model"
+    line = f"the {report.serving.value.upper()} engine answers like {reference}"
     if clause := _leading_clause(report):
         name, value = MEASURES[clause.measure], measured(clause.measure, clause.value)
         line += f" ({name} {value}, and {_asked(clause)})"
@@ -49,7 +50,8 @@ def verdict_line(report: Report) -> str:
         return f"{line}; this machine only emulates it."
     if speedup is None:
         return f"{line}."
-    return f"{line}, {times(speedup)} as fast." if speedup >= 1 else f"{line}, but {times(speedup)} as fast."
+    other = "" if report.arrived is None else " as without rounding"
+    return f"{line}, {'but ' if speedup < 1 else ''}{times(speedup)} as fast{other}."
 
 
 def headline(report: Report) -> Markup:
@@ -78,16 +80,21 @@ def facts(report: Report) -> list[tuple[str, str]]:
     found = [("SQNR, worst output", decibels(_worst(engine, "sqnr_db")))]
     if (agreement := _worst(engine, "top1_agreement")) is not None:
         found.append(("Top-1 agreement", share(agreement)))
+    if report.task is not None and report.task.quantized_top1 is not None:
+        found.append(("Top-1 on the labels", share(report.task.quantized_top1)))
     if report.quantized is not None:
         rows = report.latencies[-1].rows if report.latencies else 0
-        found.append((f"Speed against FP32, batch {rows}", times(report.speedup)))
-        found.append(("File against FP32", times(ratio)))
+        other = "against FP32" if report.arrived is None else "against no rounding"
+        found.append(
+            (f"Speed {other}, batch {rows}", "emulated" if report.emulated else times(report.speedup))
+        )
+        found.append((f"File {other}", times(ratio)))
     return found
 
 
 def accuracy(report: Report) -> Markup:
-    """Every output of both engines against FP32."""
-    engines = [("FP32", report.fp32)]
+    """Every output of both engines against the reference."""
+    engines = [(report.floating_name, report.fp32)]
     if report.quantized is not None:
         engines.insert(0, (report.requested.value.upper(), report.quantized))
     rows = [
@@ -112,9 +119,10 @@ def accuracy(report: Report) -> Markup:
         for name, engine in engines
         if not engine.outputs and engine.miss
     ]
+    reference = "FP32" if report.arrived is None else "the uploaded model"
     caption = (
-        "The compiled engines against FP32 in onnxruntime on the proof's rows. Agreement is that of the highest class, "
-        "or of the elements where an output is not floating."
+        f"The compiled engines against {reference} in onnxruntime on the proof's rows. Agreement is that of the "
+        "highest class, or of the elements where an output is not floating."
     )
     content = folded(f"All {len(rows)} outputs", table(caption, head, rows), rows=len(rows))
     return section("Accuracy", *missing, content)
@@ -155,11 +163,12 @@ def speed(report: Report) -> Markup | None:
             milliseconds(latency.quantized_ms),
             rate(latency.fp32_rows_per_s),
             rate(latency.quantized_rows_per_s),
-            times(latency.speedup),
+            NOTHING if latency.speedup is None else f"{times(latency.speedup)} as fast",
         )
         for latency in report.latencies
     ]
-    head = ("Rows in a batch", "#FP32", "#8-bit", "#FP32 rows/s", "#8-bit rows/s", "#8-bit against FP32")
+    other = report.floating_name
+    head = ("Rows in a batch", f"#{other}", "#8-bit", f"#{other}, rows/s", "#8-bit, rows/s", "#8-bit is")
     caption = (
         f"Median of one run of the engine alone, on {report.hardware.processor} with "
         f"{report.hardware.threads} threads."
@@ -190,14 +199,29 @@ def floating(report: Report) -> Markup | None:
 def evidence(report: Report) -> Markup:
     """What the proof rests on, and what else holds."""
     found, batching = report.evidence, report.batching
+    unused = None
+    if report.arrived is not None:
+        unused = "none: the model arrived quantized"
+    elif report.requested is Precision.FP32:
+        unused = "none: nothing was to be quantized"
     rows = [
-        ("Rows that calibrated", f"{found.calibrate_rows:,}"),
-        ("Rows that choices were made on", f"{found.tune_rows:,}"),
+        ("Rows that calibrated", unused or f"{found.calibrate_rows:,}"),
+        ("Rows that choices were made on", unused or f"{found.tune_rows:,}"),
         ("Rows that prove", f"{found.proof_rows:,} of {found.verify_rows:,}"),
         ("No row used twice", "yes" if found.disjoint else "no"),
+        ("Batch as uploaded", _uploaded_batch(batching)),
         ("Requests share batches", "yes" if batching.batchable else f"no: {batching.reason}"),
     ]
     return section("Evidence", table("What the proof rests on.", ("What", "Is"), rows))
+
+
+def _uploaded_batch(batching: Batching) -> str:
+    if batching.uploaded_rows is None:
+        return "free"
+    fixed = f"fixed to {batching.uploaded_rows} {'row' if batching.uploaded_rows == 1 else 'rows'}"
+    if batching.rewritten:
+        return f"{fixed}, and made free: proven against the uploaded model's own answers"
+    return f"{fixed}, and stays so: {batching.stays_fixed}"
 
 
 def costs(report: Report) -> Markup:
@@ -205,7 +229,7 @@ def costs(report: Report) -> Markup:
     sizes, hardware = report.sizes, report.hardware
     rows = [
         ("Uploaded model", size(sizes.uploaded_bytes)),
-        ("FP32 model", size(sizes.prepared_bytes)),
+        ("FP32 model" if report.arrived is None else "Model without rounding", size(sizes.prepared_bytes)),
         ("8-bit model", size(sizes.quantized_bytes)),
         ("Weights", f"{hardware.weight_bits} bits"),
         ("Engine", f"{hardware.runtime}, key {hardware.key}"),

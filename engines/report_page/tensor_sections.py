@@ -1,5 +1,6 @@
 """The page's sections on layers and tensors. Each makes one from a report, or nothing where it has nothing."""
 
+from engines.options import Precision
 from engines.report import Report
 from engines.report_details import LayerError
 from engines.report_page.charts import Bar, bar_chart, histogram_chart
@@ -85,8 +86,13 @@ def thresholds(report: Report) -> Markup | None:
         (name, f"{found.threshold:.6g}", f"{found.absmax:.6g}", found.method.value)
         for name, found in report.thresholds.items()
     ]
+    caption = "Clipping thresholds of the quantized activations."
+    if report.requested is Precision.FP8:
+        caption += (
+            " In FP8 one may lie above the largest magnitude: it places the grid's steps, and clips nothing."
+        )
     listing = table(
-        "Clipping thresholds of the quantized activations.",
+        caption,
         ("Activation", "#Threshold", "#Largest seen", "Method"),
         rows,
     )

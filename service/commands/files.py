@@ -50,10 +50,10 @@ def copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, draft)
 
 
-def write(text: str, target: Path) -> None:
-    """Writes a text file, in place of what is there."""
+def write(content: str | bytes, target: Path) -> None:
+    """Writes a file, in place of what is there; text in UTF-8."""
     with replacing(target) as draft:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -1,5 +1,6 @@
 """`octet inspect`: what a model takes, gives and is made of, and what 8 bits would take of it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -18,10 +19,18 @@ BAD_INPUT = 2
 """Exit status for a model that octet does not take."""
 
 
-def run(model: Path, precision: Precision, *, as_json: bool, out: Console, errors: Console) -> int:
+def run(
+    model: Path,
+    weights: Sequence[Path],
+    precision: Precision,
+    *,
+    as_json: bool,
+    out: Console,
+    errors: Console,
+) -> int:
     """Looks at `model`, shows on `out` what it saw, and returns the exit status."""
     try:
-        found = look_at(model, precision)
+        found = look_at(model, precision, weights=weights)
     except EngineError as error:
         fail(errors, error)
         return BAD_INPUT

@@ -5,15 +5,15 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import engines
 from engines.errors import EngineError
-from engines.options import BuildOptions, CalibrationMethod, Effort, Metric, Precision
+from engines.external_weights import moved, weights_path
+from engines.options import BuildOptions, CalibrationMethod, Effort, Metric, OnMiss, Precision
 from engines.report import EngineReport, Report, Verdict
 from engines.report_page.figures import decibels, milliseconds, share, size, times
 from engines.report_page.page import render
@@ -21,6 +21,8 @@ from engines.report_page.sections import verdict_line
 from engines.workspace import PREPARED, QUANTIZED, Workspace
 from service.commands.consoles import fail, say
 from service.commands.files import check_targets, copy, write
+from service.commands.interruption import cleaning_up
+from service.commands.progress import phase_progress
 from service.errors import BadRequestError
 from service.processors import processor_budget
 
@@ -40,6 +42,7 @@ class Flags:
     calibration: CalibrationMethod | None = None
     contract_metric: Metric | None = None
     contract_min: float | None = None
+    on_miss: OnMiss | None = None
     effort: Effort | None = None
 
 
@@ -49,6 +52,10 @@ class Order:
 
     model: Path
     samples: tuple[Path, ...]
+    # Files that hold weights of the model, under the names that it calls them.
+    weights: tuple[Path, ...] = ()
+    # The samples' classes.
+    labels: Path | None = None
     output: Path
     # Ends in .html, .htm or .json; None writes no report.
     report: Path | None
@@ -63,7 +70,8 @@ class Order:
 def run(order: Order, *, out: Console, progress: Console) -> int:
     """Builds, writes what came of it, says so on `out`, and returns the exit status."""
     try:
-        return _run(order, out, progress)
+        with cleaning_up():
+            return _run(order, out, progress)
     except (EngineError, BadRequestError) as error:
         fail(progress, error)
         return REFUSED if error.code in _REFUSALS else BAD_INPUT
@@ -89,6 +97,7 @@ def build_options(text: str, flags: Flags) -> BuildOptions:
         "precision": flags.precision,
         "calibration": flags.calibration,
         "effort": flags.effort,
+        "on_miss": flags.on_miss,
         "contract": contract or None,
     }
     return BuildOptions.parse(given | {name: value for name, value in named.items() if value is not None})
@@ -99,29 +108,52 @@ def _run(order: Order, out: Console, console: Console) -> int:
         raise BadRequestError(
             f"the report {order.report.name!r} has no known ending; end it in .html or .json."
         )
-    targets = [order.output] if order.report is None else [order.output, order.report]
-    check_targets(targets, [order.model, *order.samples])
+    _check_files(order)
     options = build_options(order.options, order.flags)
     with tempfile.TemporaryDirectory(prefix="octet-") as folder:
         workspace = Workspace(Path(folder) / "build")
         _use_cache(Path(folder) / "numba")
-        with _Bars(console) as bars:
+        with phase_progress(console) as phases:
             report = engines.quantize(
                 order.model,
                 order.samples,
                 workspace.root,
                 options,
+                weights=order.weights,
+                labels=order.labels,
                 threads=order.threads or processor_budget(),
-                progress=bars.tell,
+                progress=phases.tell,
             )
         written = report.verdict is not Verdict.REFUSED
         if order.report is not None:
             _write_report(report, order.report, order.model.name)
         if written:
-            source = PREPARED if report.serving is Precision.FP32 else QUANTIZED
-            copy(workspace.path(source), order.output)
+            fp32 = report.serving is Precision.FP32
+            write_model(workspace.path(PREPARED if fp32 else QUANTIZED), order.output)
     _tell(report, order, out)
     return ACCEPTED if written else REFUSED
+
+
+def _check_files(order: Order) -> None:
+    """Checks that everything can be written, before any work is done.
+
+    Raises:
+        BadRequestError: something cannot.
+    """
+    targets = [order.output, weights_path(order.output)]
+    if order.report is not None:
+        targets.append(order.report)
+    sources = [order.model, *order.samples, *order.weights]
+    check_targets(targets, sources if order.labels is None else [*sources, order.labels])
+
+
+def write_model(source: Path, target: Path) -> None:
+    """Copies a model, with its weights beside it where it has some there: they go first, and it names them."""
+    if not weights_path(source).is_file():
+        copy(source, target)
+        return
+    copy(weights_path(source), weights_path(target))
+    write(moved(source.read_bytes(), weights_path(target).name), target)
 
 
 def _use_cache(folder: Path) -> None:
@@ -146,7 +178,9 @@ def _tell(report: Report, order: Order, out: Console) -> None:
         say(out, f"weak evidence: {report.evidence.weak}.", "yellow")
     out.print(_figures(report))
     if report.verdict is not Verdict.REFUSED:
-        say(out, f"wrote {order.output} ({size(order.output.stat().st_size)})")
+        sizes = report.sizes
+        written_bytes = sizes.prepared_bytes if report.serving is Precision.FP32 else sizes.quantized_bytes
+        say(out, f"wrote {order.output} ({size(written_bytes)})")
     else:
         say(out, f"{order.output} was not written, because the contract is not kept.", "red")
         if order.output.exists():
@@ -157,7 +191,7 @@ def _tell(report: Report, order: Order, out: Console) -> None:
 
 def _figures(report: Report) -> Table:
     """Accuracy, latency and size of both engines."""
-    table = Table("", "FP32", report.requested.value.upper(), "", box=None, pad_edge=False)
+    table = Table("", report.floating_name, report.requested.value.upper(), "", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
     quantized = report.quantized
@@ -167,6 +201,10 @@ def _figures(report: Report) -> Table:
     agreements = [_worst(engine, "top1_agreement") for engine in (report.fp32, quantized)]
     if agreements != [None, None]:
         table.add_row("top-1 agreement", *(share(value) for value in agreements))
+    if report.task is not None:
+        # Of a model that arrived quantized, the first is of its own answers, not of those without its rounding.
+        first = report.task.fp32_top1 if report.arrived is None else None
+        table.add_row("top-1 on the labels", share(first), share(report.task.quantized_top1))
     for latency in report.latencies:
         table.add_row(
             f"latency, batch {latency.rows}",
@@ -183,30 +221,3 @@ def _figures(report: Report) -> Table:
 def _worst(engine: EngineReport | None, metric: str) -> float | None:
     outputs = () if engine is None else engine.outputs
     return min((v for output in outputs if (v := getattr(output, metric)) is not None), default=None)
-
-
-class _Bars:
-    """A bar for each phase, from when it begins."""
-
-    def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description:<10}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(),
-            console=console,
-        )
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def tell(self, phase: str, done: float) -> None:
-        """Moves the bar of `phase` to the share that is done."""
-        if phase not in self._tasks:
-            self._tasks[phase] = self._progress.add_task(phase, total=1.0)
-        self._progress.update(self._tasks[phase], completed=done)

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Body, Request, Response
 from fastapi.responses import FileResponse
 
 from engines import workspace
+from engines.external_weights import moved, weights_path
 from engines.report import Report
 from engines.report_page.page import CONTENT_SECURITY_POLICY, render
 from service.catalog import Version
@@ -20,6 +21,7 @@ from service.responses import JSON, json_response
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 HTML = "text/html"
+_BINARY = "application/octet-stream"
 _REPORTS: dict[int | str, dict[str, Any]] = {
     200: {
         "model": Report,
@@ -78,28 +80,32 @@ async def get_report(request: Request, name: str, version: str) -> Response:
 
 @router.get("/{name}/versions/{version}/artifact")
 async def get_artifact(request: Request, name: str, version: str) -> Response:
-    """The ONNX file that the version serves: quantized, or FP32 where that was asked for."""
+    """The version's 8-bit ONNX file, also where it is refused here; the FP32 one of a version that has none."""
     context = _context(request)
     found = await _find(context, name, version)
-    file = workspace.QUANTIZED if workspace.QUANTIZED in found.files else workspace.PREPARED
-    return FileResponse(
-        _file(context, found, file),
-        media_type="application/octet-stream",
-        filename=f"{found.model}-{found.number}.onnx",
+    model, weights = _artifact(found)
+    file, saved_as = _file(context, found, model), _saved_as(found)
+    if weights not in found.files:
+        return FileResponse(file, media_type=_BINARY, filename=saved_as)
+    # Beside its weights as both are saved, not as they are kept here.
+    content = await asyncio.to_thread(lambda: moved(file.read_bytes(), weights_path(Path(saved_as)).name))
+    return Response(
+        content, media_type=_BINARY, headers={"Content-Disposition": f'attachment; filename="{saved_as}"'}
     )
 
 
 @router.get("/{name}/versions/{version}/artifact/weights")
 async def get_artifact_weights(request: Request, name: str, version: str) -> Response:
-    """The weights of a version too large for one ONNX file; keep them beside it under the name that comes along."""
+    """The weights of a version too large for one ONNX file; saved beside it, under the name that they come with."""
     context = _context(request)
     found = await _find(context, name, version)
-    file = workspace.QUANTIZED_WEIGHTS if workspace.QUANTIZED in found.files else workspace.PREPARED_WEIGHTS
-    if file not in found.files:
+    _, weights = _artifact(found)
+    if weights not in found.files:
         raise NotFoundError(
             f"version {found.number} of model {found.model!r} has no weights beside its artifact: they are inside it."
         )
-    return FileResponse(_file(context, found, file), media_type="application/octet-stream", filename=file)
+    saved_as = weights_path(Path(_saved_as(found))).name
+    return FileResponse(_file(context, found, weights), media_type=_BINARY, filename=saved_as)
 
 
 @router.put("/{name}/default")
@@ -151,6 +157,17 @@ def _file(context: Context, version: Version, name: str) -> Path:
             f"version {version.number} of model {version.model!r} has no file {name}; build it again."
         )
     return context.store.path(digest)
+
+
+def _artifact(version: Version) -> tuple[str, str]:
+    """Names of the version's ONNX file and of the weights that it may have beside it."""
+    if workspace.QUANTIZED in version.files:
+        return workspace.QUANTIZED, workspace.QUANTIZED_WEIGHTS
+    return workspace.PREPARED, workspace.PREPARED_WEIGHTS
+
+
+def _saved_as(version: Version) -> str:
+    return f"{version.model}-{version.number}.onnx"
 
 
 def _page(report: Path, title: str) -> str:

@@ -92,7 +92,7 @@ class Octet:
         return [pid for pid in self.processes("service.child") if parent(pid) in workers]
 
     def upload(self, model: str = "digits", *, force: bool = False, **options: Any) -> httpx.Response:
-        """Posts the digits classifier with its samples."""
+        """Posts the digits classifier with its samples; the effort is fast unless `options` say else."""
         return self.post(model, (DIGITS / "digits.onnx").read_bytes(), force=force, **options)
 
     def post(
@@ -104,7 +104,7 @@ class Octet:
         weights: Mapping[str, bytes] | None = None,
         **options: Any,
     ) -> httpx.Response:
-        """Posts a model of the digits' inputs; `weights` are its external data, by file name."""
+        """Posts a model of the digits' inputs; `weights` are its external data, by file name; effort as in `upload`."""
         return self.client.post(
             f"/v1/models/{model}/builds",
             params={"force": force},
@@ -114,7 +114,11 @@ class Octet:
                 ("samples", ("samples.npz", (DIGITS / "samples.npz").read_bytes())),
                 (
                     "options",
-                    (None, httpx.Request("POST", "http://x", json=options).content, "application/json"),
+                    (
+                        None,
+                        httpx.Request("POST", "http://x", json={"effort": "fast"} | options).content,
+                        "application/json",
+                    ),
                 ),
             ],
         )

@@ -25,8 +25,8 @@ def octet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Octet]:
 
 @pytest.fixture(scope="module")
 def digits(octet: Octet) -> dict[str, Any]:
-    """A build that has succeeded."""
-    answer = octet.upload("digits")
+    """A build that has succeeded, of standard effort."""
+    answer = octet.upload("digits", effort="standard")
     assert answer.status_code == 202, answer.text
     assert answer.headers["Location"] == f"/v1/builds/{answer.json()['id']}"
     build = octet.ended(answer.json()["id"])
@@ -85,7 +85,7 @@ def test_weights_in_a_part_of_their_own_make_the_same_model(octet: Octet, tmp_pa
 
 
 def test_an_equal_upload_returns_the_earlier_build(octet: Octet, digits: dict[str, Any]) -> None:
-    again = octet.upload("digits")
+    again = octet.upload("digits", effort="standard")
     assert again.status_code == 200
     assert again.json()["id"] == digits["id"]
     assert octet.upload("digits", calibration="max").status_code == 202

@@ -3,9 +3,11 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +129,49 @@ def test_bad_input_is_one_sentence_and_no_traceback(tmp_path: Path, small: tuple
     assert "octet: the sample file" in done.stderr
     assert "has no array for the model's input 'image'" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_weights_and_labels_are_taken_from_files(tmp_path: Path) -> None:
+    model = onnx.load(DIGITS / "digits.onnx")
+    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    with np.load(DIGITS / "digits.npz") as digits:
+        np.savez(
+            tmp_path / "samples.npz", image=digits["images"][:160].astype(np.float32), allow_pickle=False
+        )
+        np.save(tmp_path / "labels.npy", digits["labels"][:160].astype(np.int64))
+    done = octet(
+        "quantize", "model.onnx", "-w", "w.bin", "-s", "samples.npz", "--labels", "labels.npy", "-o", "out.onnx",
+        "--effort", "fast", "--on-miss", "fail", folder=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "top-1 on the labels" in done.stdout
+    assert done.stderr.count("\n") == 6, "a line for each phase"
+    assert "QuantizeLinear" in {node.op_type for node in onnx.load(tmp_path / "out.onnx").graph.node}
+    shown = octet("inspect", "model.onnx", "--weights", "w.bin", folder=tmp_path)
+    assert "6 of 7 layers" in shown.stdout
+    refused = octet("inspect", "model.onnx", folder=tmp_path)
+    assert (refused.returncode, "--weights of the command" in refused.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_build_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    kept = temporary(tmp_path)
+    command = ["quantize", DIGITS / "digits.onnx", "-s", DIGITS / "samples.npz", "-o", tmp_path / "out.onnx"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "service.cli", *map(str, command), "--effort", "thorough"],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(kept)},
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not list(kept.glob("octet-*/build/validated.json")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(60) == 128 + number
+    assert not list(kept.glob("octet-*"))
     assert not (tmp_path / "out.onnx").exists()
 
 

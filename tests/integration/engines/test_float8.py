@@ -82,7 +82,7 @@ class TestDigits:
 
 def test_fp8_that_misses_its_contract_is_not_served(tmp_path: Path) -> None:
     options = BuildOptions.parse(
-        {"precision": "fp8", "contract": {"min": 80}, "batching": {"max_batch_rows": 4}}
+        {"precision": "fp8", "effort": "fast", "contract": {"min": 80}, "batching": {"max_batch_rows": 4}}
     )
     report = quantize(DIGITS / "digits.onnx", [DIGITS / "samples.npz"], tmp_path, options, threads=2)
     assert (report.verdict, report.serving) == (Verdict.REFUSED, Precision.FP32)

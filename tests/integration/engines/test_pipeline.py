@@ -24,7 +24,7 @@ from engines.errors import (
 )
 from engines.loading import load_engine
 from engines.model import load_model
-from engines.options import BuildOptions, CalibrationMethod, Contract, Metric, Precision
+from engines.options import BuildOptions, CalibrationMethod, Contract, Effort, Metric, Precision
 from engines.pipeline import PHASES
 from engines.proof import Proof
 from engines.report import Report, Verdict
@@ -58,7 +58,9 @@ from tests.unit.engines.onnx_graphs import (
 from tests.unit.engines.transformer_graphs import feed_forward, token_rows
 
 DIGITS = Path(__file__).parents[3] / "examples" / "digits"
-SMALL = BuildOptions.parse({"batching": {"max_batch_rows": 4}})
+STANDARD = BuildOptions.parse({"batching": {"max_batch_rows": 4}})
+SMALL = STANDARD.model_copy(update={"effort": Effort.FAST})
+"""For what does not depend on how much is tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,7 @@ def build(
 def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     """A build of a trained classifier on real images."""
     folder = tmp_path_factory.mktemp("digits")
-    return folder, quantize(DIGITS / "digits.onnx", [DIGITS / "samples.npz"], folder, SMALL, threads=2)
+    return folder, quantize(DIGITS / "digits.onnx", [DIGITS / "samples.npz"], folder, STANDARD, threads=2)
 
 
 class TestDigits:
@@ -202,7 +204,8 @@ class TestDigits:
 def test_convolutional_nets_keep_the_default_contract(
     tmp_path: Path, net: Callable[..., onnx.ModelProto], method: CalibrationMethod
 ) -> None:
-    options = SMALL.model_copy(update={"calibration": method})
+    effort = Effort.STANDARD if method is CalibrationMethod.AUTO else Effort.FAST
+    options = STANDARD.model_copy(update={"calibration": method, "effort": effort})
     report = build(tmp_path, net(channels=32), options, image=image_rows(64))
     assert report.verdict is Verdict.ACCEPTED, report.reason
     assert report.quantized is not None
@@ -211,7 +214,7 @@ def test_convolutional_nets_keep_the_default_contract(
 
 
 def test_multilayer_perceptrons_keep_the_default_contract(tmp_path: Path) -> None:
-    report = build(tmp_path, mlp(hidden=64, classes=16), vector=vector_rows(128))
+    report = build(tmp_path, mlp(hidden=64, classes=16), STANDARD, vector=vector_rows(128))
     assert report.verdict is Verdict.ACCEPTED, report.reason
 
 
@@ -262,12 +265,12 @@ def test_phases_go_on_from_files_alone_and_write_only_what_they_declare(tmp_path
 
 
 def test_a_phase_that_is_run_again_writes_the_same_bytes(tmp_path: Path) -> None:
-    build(tmp_path, conv_net(), image=image_rows(40))
+    build(tmp_path, conv_net(), STANDARD, image=image_rows(40))
     workspace = Workspace(tmp_path / "build")
     names = (PREPARED, CALIBRATION, HISTOGRAMS, QUANTIZED, PROOF)
     before = {name: workspace.path(name).read_bytes() for name in names}
     for phase in PHASES:
-        phase.run(workspace, SMALL, lambda _done: None)
+        phase.run(workspace, STANDARD, lambda _done: None)
     for name in names:
         assert workspace.path(name).read_bytes() == before[name], name
 

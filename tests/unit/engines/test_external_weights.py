@@ -154,7 +154,9 @@ def test_a_tensor_past_the_end_of_protobuf_is_refused(
 
 
 def test_a_model_without_its_parts_is_refused_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match="upload that file as a part 'weights'"):
+    with pytest.raises(
+        UnsupportedModelError, match="a part 'weights' of the upload, --weights of the command"
+    ):
         load_model(exported(tmp_path).SerializeToString())
     # The file lies beside the model, but nobody handed it over.
     with pytest.raises(UnsupportedModelError, match="which was not given"):

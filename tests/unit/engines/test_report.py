@@ -16,8 +16,10 @@ from engines.report import (
     EngineReport,
     Evidence,
     Hardware,
+    IntervalReport,
     Report,
     Sizes,
+    TaskReport,
     Verdict,
     clause_reports,
     output_reports,
@@ -90,6 +92,14 @@ def test_the_summary_is_of_the_engine_that_serves_and_of_its_worst_output() -> N
     ).summary()
     assert (refused["sqnr_db"], refused["precision"], refused["speedup"]) == (130.0, "fp32", None)
     assert (refused["verdict"], refused["reason"]) == ("refused", "it missed, so FP32 serves.")
+
+
+def test_accuracies_on_labels_are_in_the_summary() -> None:
+    interval = IntervalReport(low=0.9, high=1.0)
+    task = TaskReport(output="scores", rows=64, fp32_top1=0.99, fp32_interval=interval, quantized_top1=0.98)
+    summary = report(task=task).summary()
+    assert (summary["fp32_top1"], summary["quantized_top1"]) == (0.99, 0.98)
+    assert report().summary()["fp32_top1"] is None
 
 
 def test_speedup_is_that_of_the_largest_batch() -> None:

@@ -37,7 +37,7 @@ def test_has_the_names_that_are_documented() -> None:
     version.batch_rows.observe(3)
     metrics.watch("m", "2", queue_rows=lambda: 5, inflight=lambda: 6)
     metrics.watch_loaded(lambda: 7)
-    metrics.quality("m", "2", sqnr_db=40.0, speedup=2.5)
+    metrics.quality("m", "2", sqnr_db=40.0, speedup=2.5, below_contract=True)
     sample = metrics.registry.get_sample_value
     assert sample("octet_requests_total", {**LABELS, "outcome": "success"}) == 1
     assert sample("octet_rows_total", LABELS) == 3
@@ -48,6 +48,7 @@ def test_has_the_names_that_are_documented() -> None:
     assert sample("octet_models_loaded") == 7
     assert sample("octet_version_sqnr_db", LABELS) == 40
     assert sample("octet_version_speedup", LABELS) == 2.5
+    assert sample("octet_version_below_contract", LABELS) == 1
 
 
 def test_every_outcome_is_there_from_the_start_so_that_rates_are_right() -> None:
@@ -68,11 +69,12 @@ def test_an_unloaded_version_loses_its_gauges_and_keeps_its_counters() -> None:
     metrics = Metrics()
     metrics.of("m", "2").rows.inc(3)
     metrics.watch("m", "2", queue_rows=lambda: 5, inflight=lambda: 6)
-    metrics.quality("m", "2", sqnr_db=40.0, speedup=None)
+    metrics.quality("m", "2", sqnr_db=40.0, speedup=None, below_contract=False)
     metrics.forget("m", "2")
     metrics.forget("m", "2")
     assert lines(metrics, "octet_queue_rows{") == []
     assert lines(metrics, "octet_version_sqnr_db{") == []
+    assert lines(metrics, "octet_version_below_contract{") == []
     assert metrics.registry.get_sample_value("octet_rows_total", LABELS) == 3
 
 

@@ -61,11 +61,11 @@ def loader() -> Loader:
     return Loader()
 
 
-def publish(catalog: Catalog, model: str, *, promote: bool = True) -> Version:
+def publish(catalog: Catalog, model: str, *, promote: bool = True, **summary: str) -> Version:
     options = BuildOptions(promote=promote)
     new = NewBuild(model=model, fingerprint="same", options=options, files={})
     build, _ = catalog.accept(new, force=True)
-    return catalog.publish(build.id, files={}, summary={"sqnr_db": 33.0})
+    return catalog.publish(build.id, files={}, summary={"sqnr_db": 33.0, **summary})
 
 
 @contextlib.asynccontextmanager
@@ -114,6 +114,21 @@ async def test_an_empty_server_is_ready_and_knows_no_model(catalog: Catalog, loa
         await until(lambda: deployments.ready)
         with pytest.raises(NotFoundError, match="there is no model 'digits'; GET /v1/models lists"):
             deployments.find("digits")
+
+
+async def test_a_version_below_its_contract_answers_and_says_so(catalog: Catalog, loader: Loader) -> None:
+    metrics = Metrics()
+    publish(catalog, "low", verdict="below_contract", reason="it misses; it serves all the same.")
+    publish(catalog, "high", verdict="accepted")
+    async with following(catalog, loader, metrics=metrics) as deployments:
+        await until(lambda: {answering(deployments, name) for name in ("low", "high")} == {"1"})
+        status = deployments.status("low", 1)
+        assert (status.state, status.precision) == (VersionState.READY, Precision.INT8)
+        assert status.reason == "it misses; it serves all the same."
+        assert deployments.status("high", 1).reason is None
+        for model, value in (("low", 1), ("high", 0)):
+            labels = {"model": model, "version": "1"}
+            assert metrics.registry.get_sample_value("octet_version_below_contract", labels) == value
 
 
 async def test_serves_what_is_published_by_name_and_by_version(catalog: Catalog, loader: Loader) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from engines.accuracy import Accuracy, OutputAccuracy
 from engines.choices import (
     CandidateReport,
     Choices,
@@ -16,11 +17,16 @@ from engines.choices import (
 )
 from engines.options import CalibrationMethod, Contract, Metric, Precision
 from engines.report import (
+    ArrivedReport,
+    Batching,
     ClauseReport,
     Evidence,
+    IntervalReport,
     Report,
+    TaskReport,
     ThresholdReport,
     Verdict,
+    output_reports,
 )
 from engines.report_details import HistogramReport, LatencyReport, LayerError, LayerErrors, speed_warnings
 from engines.report_page.figures import NOTHING
@@ -132,6 +138,110 @@ def test_an_accepted_build_says_so_with_its_figures() -> None:
     assert "3 of 4 layers run in 8 bits." in page.text
 
 
+def arrived(made: Report, *, name: str = "scores") -> Report:
+    """`made` as if its model had been uploaded quantized."""
+    distance = OutputAccuracy(name=name, rows=64, sqnr_db=15.6, cosine=0.98, top1_agreement=0.91)
+    without = ArrivedReport(
+        producer=f"{name} tool",
+        layers=5,
+        floating_layers=1,
+        asymmetric=2,
+        without_pairs=output_reports(Accuracy(outputs=(distance,))),
+    )
+    return made.model_copy(update={"arrived": without})
+
+
+def labelled(made: Report, *, name: str = "scores") -> Report:
+    """`made` as if labels had been uploaded."""
+    task = TaskReport(
+        output=name,
+        rows=64,
+        fp32_top1=0.96875,
+        fp32_interval=IntervalReport(low=0.893, high=0.991),
+        quantized_top1=0.953125,
+        quantized_interval=IntervalReport(low=0.871, high=0.984),
+        gained_rows=1,
+        lost_rows=2,
+        difference=-0.015625,
+        difference_interval=IntervalReport(low=-0.07, high=0.04),
+    )
+    return made.model_copy(update={"task": task})
+
+
+def test_a_model_that_arrived_quantized_is_not_compared_with_fp32() -> None:
+    page = Page(render(arrived(full().model_copy(update={"choices": None}))))
+    (heading,) = page.inside["h1"]
+    assert heading.startswith("Accepted: the INT8 engine answers like the uploaded model (SQNR 35.0 dB")
+    assert heading.endswith("3.00x as fast as without rounding.")
+    assert "uploaded quantized by scores tool: 5 of 6 layers multiply 8 bits by 8 bits" in page.text
+    assert "2 of its quantizers have zero points or UINT8" in page.text
+    assert {"15.6 dB", "91.00%"} <= set(page.inside["td"])
+    assert page.inside["td"].count("none: the model arrived quantized") == 2
+    assert {"Without rounding: scores", "Model without rounding"} <= set(page.inside["th"])
+    assert not [title for title in (*page.inside["th"], *page.inside["dt"]) if "FP32" in title]
+
+
+def test_labels_show_both_accuracies() -> None:
+    page = Page(render(labelled(full())))
+    assert "Accuracy on the labels" in page.inside["h2"]
+    assert "95.31%" in page.inside["dd"]
+    assert {"95.31%", "96.88%", "89.30% to 99.10%"} <= set(page.inside["td"])
+    assert "alone is right on 1 row, and alone wrong on 2 rows" in page.text
+    assert "-1.56 percentage points, between -7.00 and +4.00 with 95% confidence" in page.text
+    assert "The uploaded model" in Page(render(arrived(labelled(full())))).inside["th"]
+    unbuilt = TaskReport(output="o", rows=9, fp32_top1=1.0, fp32_interval=IntervalReport(low=0.7, high=1.0))
+    assert "percentage points" not in Page(render(full().model_copy(update={"task": unbuilt}))).text
+
+
+def test_a_build_below_its_contract_says_so_in_its_heading() -> None:
+    below = {"verdict": Verdict.BELOW_CONTRACT, "reason": "it misses; it serves all the same."}
+    (heading,) = Page(render(full().model_copy(update=below))).inside["h1"]
+    assert heading == "Below contract: it misses; it serves all the same."
+
+
+@pytest.mark.parametrize(
+    ("batching", "words"),
+    [
+        (Batching(batchable=True, reason=None), "free"),
+        (
+            Batching(batchable=True, reason=None, uploaded_rows=1, rewritten=True),
+            "fixed to 1 row, and made free: proven against the uploaded model's own answers",
+        ),
+        (
+            Batching(batchable=False, reason="r", uploaded_rows=4, stays_fixed="a Reshape says 4"),
+            "fixed to 4 rows, and stays so: a Reshape says 4",
+        ),
+    ],
+)
+def test_what_became_of_the_batch_is_told(batching: Batching, words: str) -> None:
+    assert words in Page(render(full().model_copy(update={"batching": batching}))).inside["td"]
+
+
+def test_attention_has_a_column_where_a_model_has_some() -> None:
+    made = full()
+
+    def page(attention: tuple[bool, ...]) -> Page:
+        assert made.choices is not None
+        tried = tuple(
+            candidate.model_copy(update={"attention": attended})
+            for candidate, attended in zip(made.choices.candidates, attention, strict=True)
+        )
+        choices = made.choices.model_copy(update={"candidates": tried})
+        return Page(render(made.model_copy(update={"choices": choices})))
+
+    assert "Queries by keys" not in page((False, False, False)).inside["th"]
+    shown = page((True, False, False))
+    assert "Queries by keys" in shown.inside["th"]
+    # One candidate, and the weights of the engine.
+    assert shown.inside["td"].count("8 bits") == 2
+
+
+def test_thresholds_of_fp8_are_explained() -> None:
+    fp8 = full().model_copy(update={"requested": Precision.FP8, "serving": Precision.FP8})
+    assert "may lie above the largest magnitude" in Page(render(fp8)).text
+    assert "may lie above the largest magnitude" not in Page(render(full())).text
+
+
 def test_a_refused_build_says_why_and_that_fp32_serves() -> None:
     refused = full().model_copy(
         update={
@@ -181,7 +291,7 @@ def test_an_emulated_engine_has_no_speed_to_boast_of() -> None:
     assert page.inside["h1"][0].startswith("Accepted: the FP8 engine answers like FP32")
     assert page.inside["h1"][0].endswith("; this machine only emulates it.")
     assert "these times say nothing about hardware that has it" in page.text
-    assert NOTHING in page.inside["dd"]
+    assert page.inside["dd"][2] == "emulated"
 
 
 def test_an_engine_below_its_contract_is_not_shown_as_accepted() -> None:
@@ -233,7 +343,7 @@ def test_what_has_to_be_said_loudly_stands_beside_the_verdict() -> None:
 
 
 def test_names_of_the_upload_are_text_wherever_they_stand() -> None:
-    page = Page(render(full(EVIL), title=EVIL))
+    page = Page(render(labelled(arrived(full(EVIL), name=EVIL), name=EVIL), title=EVIL))
     assert not {"script", "img", "iframe", "object", "a", "link", "form"} & set(page.tags)
     assert page.tags["style"] == 1
     assert not [name for name, _ in page.attributes if name.startswith("on") or name in ("src", "href")]
@@ -334,8 +444,11 @@ def test_an_error_beyond_all_bounds_ends_at_the_edge_of_the_chart() -> None:
 
 def test_every_section_may_be_missing_or_there() -> None:
     bare = report(quantized=None, latencies=(), thresholds={})
-    assert all(make(full()) is not None for make in SECTIONS)
+    everything = labelled(arrived(full()))
+    assert all(make(everything) is not None for make in SECTIONS)
     assert {make.__name__ for make in SECTIONS if make(bare) is None} == {
+        "arrived",
+        "task",
         "contract",
         "speed",
         "layer_errors",
