@@ -46,7 +46,8 @@ def task(report: Report) -> Markup | None:
         name = report.requested.value.upper()
         rows.insert(0, (name, share(found.quantized_top1), _interval(found.quantized_interval)))
         notes.append(
-            f"The {name} engine alone is right on {_rows(found.gained_rows)}, and alone wrong on {_rows(found.lost_rows)}."
+            f"The {name} engine alone is right on {_rows(found.gained_rows)}, and alone wrong on "
+            f"{_rows(found.lost_rows)}."
         )
     if found.difference is not None:
         bounds = found.difference_interval
