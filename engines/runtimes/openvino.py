@@ -100,7 +100,7 @@ class OpenVINORuntime(Runtime):
         return precision is Precision.FP8
 
     def compile(self, model: Path, *, threads: int, cache: Path | None = None) -> Engine:
-        content = _content(model)
+        content = as_compiled(model)
         config = {**_CONFIG, "INFERENCE_NUM_THREADS": threads}
         static = "amx" in _probe().kernel.lower() if self._static_shapes is None else self._static_shapes
         weights = weights_path(model) if weights_path(model).is_file() else None
@@ -111,8 +111,8 @@ class OpenVINORuntime(Runtime):
         )
 
 
-def _content(model: Path) -> bytes:
-    """The ONNX file as OpenVINO gets it: see `refine_unsigned` and `hold_signed_concats`."""
+def as_compiled(model: Path) -> bytes:
+    """The ONNX file in the form that OpenVINO compiles: see `refine_unsigned` and `hold_signed_concats`."""
     content = model.read_bytes()
     try:
         proto = onnx.load_model_from_string(content)

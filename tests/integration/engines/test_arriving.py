@@ -277,7 +277,7 @@ def test_a_machine_on_which_no_engine_keeps_the_contract_answers_nothing(
 
 def spoil(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has the runtime get 8-bit models wrong, as one does whose sums saturate."""
-    content = openvino._content
+    content = openvino.as_compiled
 
     def spoiled(path: Path) -> bytes:
         proto = onnx.load_model_from_string(content(path))
@@ -288,7 +288,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> None:
         spoiled: bytes = proto.SerializeToString()
         return spoiled
 
-    monkeypatch.setattr(openvino, "_content", spoiled)
+    monkeypatch.setattr(openvino, "as_compiled", spoiled)
 
 
 def test_fp32_serves_the_quantized_graph_as_it_is(tmp_path: Path) -> None:

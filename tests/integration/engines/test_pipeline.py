@@ -291,7 +291,7 @@ def test_however_the_samples_are_cut_into_files_the_bytes_are_the_same(
         paths = [tmp_path / f"{threads}-{number}.npz" for number in range(len(cuts) + 1)]
         for path, part in zip(paths, np.split(rows, cuts), strict=True):
             np.savez(path, allow_pickle=False, **{name: part})
-        report = quantize(model, paths, tmp_path / "build", SMALL, threads=threads)
+        report = quantize(model, paths, tmp_path / "build", STANDARD, threads=threads)
         assert report.choices is not None
         chosen = report.choices.candidates[report.choices.chosen]
         assert (chosen.variant is Variant.EVENED) == evens
