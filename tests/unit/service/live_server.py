@@ -105,9 +105,11 @@ def publish(context: Context, model: str, batching: Batching) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving(home: Path, *, max_body_bytes: int = 1 << 20, **batching: int) -> AsyncIterator[LiveServer]:
+async def serving(
+    home: Path, *, engine: EchoEngine | None = None, max_body_bytes: int = 1 << 20, **batching: int
+) -> AsyncIterator[LiveServer]:
     """A server that serves the model `echo`."""
-    engine = EchoEngine()
+    engine = engine or EchoEngine()
 
     def load(version: Version) -> Loaded:
         return Loaded(
