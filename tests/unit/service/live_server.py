@@ -112,10 +112,11 @@ async def serving(
     engine = engine or EchoEngine()
 
     def load(version: Version) -> Loaded:
+        loaded = EchoEngine() if engine.closed else engine
         return Loaded(
-            engine=engine,
-            signature=Signature.of(engine.inputs, engine.outputs, free_rows=True),
-            rules=warm_up(engine, version.options.batching, batchable=True),
+            engine=loaded,
+            signature=Signature.of(loaded.inputs, loaded.outputs, free_rows=True),
+            rules=warm_up(loaded, version.options.batching, batchable=True),
             precision=Precision.INT8,
             refusal=None,
         )
