@@ -110,7 +110,7 @@ def _numbers(data: list[Any], spec: TensorSpec) -> Array:
         raise _bad_number(data, code, spec) from error
     # An empty array has no buffer that numpy takes.
     numbers = np.frombuffer(packed, spec.dtype) if packed else np.empty(0, spec.dtype)
-    if code == "f" and np.isinf(numbers).any():
+    if code == "f" and np.count_nonzero(np.isinf(numbers)):
         raise _bad_number(data, code, spec)
     if spec.dtype == np.bool_ and not all(type(value) is bool for value in data):
         raise _bad_number(data, code, spec)
