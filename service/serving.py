@@ -11,15 +11,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from engines.options import Batching, Precision
 from engines.report import Verdict
-from service.batch_sizes import BatchRules
 from service.batcher import Batcher
 from service.catalog import Catalog, Version
+from service.deployment import Deployment
 from service.errors import NotFoundError, NotReadyError
 from service.loading import Loaded
-from service.metrics import Metrics, VersionMetrics
-from service.protocol import Signature
+from service.metrics import Metrics
 from service.residency import Key, VersionState, VersionStatus, wanted
 
 logger = logging.getLogger(__name__)
@@ -29,22 +27,6 @@ POLL_S = 0.5
 RETRY_S = 30.0
 _LONGEST_RETRY_S = 600.0
 _PUT_AWAY = "it was unloaded on request; POST /v2/repository/models/{name}/load brings it back"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Deployment:
-    """A version that answers."""
-
-    model: str
-    version: str
-    # Of what clients send and get.
-    signature: Signature
-    precision: Precision
-    batcher: Batcher
-    # What the batcher goes by.
-    limits: Batching
-    rules: BatchRules
-    metrics: VersionMetrics
 
 
 @dataclass(frozen=True, kw_only=True)

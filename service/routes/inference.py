@@ -13,13 +13,14 @@ from typing import Any
 
 from engines.errors import EngineError
 from service.compression import accepted, compressed
+from service.deployment import Deployment
 from service.errors import ServiceError
 from service.metrics import Metrics, Outcome
 from service.protocol import InferenceResponse, decode, encode
 from service.queue import DepartedError
 from service.request_body import INLINE_BYTES, BodyHeaders, Message, Receive, read_body
 from service.responses import BINARY, JSON, body_of, error_body, retry_after_s, status_of
-from service.serving import Deployment, Deployments
+from service.serving import Deployments
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from fastapi import APIRouter, Request, Response
 
 from service.context import context_of
+from service.deployment import Deployment
 from service.responses import json_response
-from service.serving import Deployment
 
 router = APIRouter(prefix="/v2/models", tags=["inference"])
 
