@@ -18,7 +18,7 @@ from service.loading import Loaded, VersionLoader
 from service.metrics import Metrics
 from service.openapi import inference_paths
 from service.responses import INTERNAL, error_response, framework_response
-from service.routes import builds, health, metrics, models
+from service.routes import builds, configuration, health, metrics, models, repository, statistics
 from service.routes.inference import InferenceHandler, infer_address
 from service.sandbox import Limits
 from service.serving import Deployments
@@ -79,9 +79,13 @@ def create_app(settings: Settings, *, load: Callable[[Version], Loaded] | None =
         settings=settings, catalog=catalog, store=store, deployments=deployments, metrics=measured
     )
     app.inference = InferenceHandler(
-        deployments=deployments, metrics=measured, max_body_bytes=settings.max_body_bytes
+        deployments=deployments,
+        metrics=measured,
+        max_body_bytes=settings.max_body_bytes,
+        compress_min_bytes=settings.compress_min_bytes,
     )
-    for routes in (health, metrics, builds, models):
+    # Statistics come before the metadata of models, of which one might be called "stats".
+    for routes in (statistics, configuration, repository, health, metrics, builds, models):
         app.include_router(routes.router)
     _handle_errors(app)
     return app

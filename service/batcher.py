@@ -269,10 +269,13 @@ class Batcher:
         if batch.outputs is None:
             self._fail_all(batch.parts, batch.error)
             return
-        row = 0
+        statistics, row = metrics.statistics, 0
+        statistics.executions += 1
         for part in batch.parts:
             if part.start == 0:
                 metrics.queue_seconds.observe(batch.started_s - part.request.arrived_s)
+                statistics.queue.add(batch.started_s - part.request.arrived_s)
+                statistics.compute.add(batch.ended_s - batch.started_s)
             outputs = batch.outputs
             if self._rules.batchable:
                 outputs = {name: array[row : row + part.rows] for name, array in outputs.items()}

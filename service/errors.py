@@ -37,6 +37,12 @@ class TooLargeError(ServiceError):
     code = "request.too_large"
 
 
+class ContentCodingError(ServiceError):
+    """The body is compressed in a way that is not read here."""
+
+    code = "request.content_coding"
+
+
 class QueueFullError(ServiceError):
     """The version's queue has no room for these rows."""
 
@@ -92,6 +98,7 @@ STATUS: dict[type[Exception], int] = {
     NotFoundError: 404,
     ConflictError: 409,
     TooLargeError: 413,
+    ContentCodingError: 415,
     QueueFullError: 429,
     DeadlineError: 504,
     NotReadyError: 503,

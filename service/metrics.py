@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from service.statistics import Statistics
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 # Seconds. Fine below 10 ms, where 8-bit engines live; the last one is past the default timeout.
@@ -65,6 +67,8 @@ class VersionMetrics:
     compute_seconds: Histogram
     # Rows of one batch, padding not counted; observed by the batcher.
     batch_rows: Histogram
+    # The same and more for the protocol's statistics, which Prometheus cannot be asked for.
+    statistics: Statistics
 
 
 class Metrics:
@@ -112,6 +116,7 @@ class Metrics:
         self._loaded = Gauge(
             "octet_models_loaded", "Versions that have an engine in memory.", registry=registry
         )
+        self._statistics: dict[tuple[str, str], Statistics] = {}
         self._unrouted = {
             outcome: self._requests.labels(model="", version="", outcome=outcome) for outcome in Outcome
         }
@@ -125,6 +130,7 @@ class Metrics:
             queue_seconds=self._queue_seconds.labels(model, version),
             compute_seconds=self._compute_seconds.labels(model, version),
             batch_rows=self._batch_rows.labels(model, version),
+            statistics=self._statistics.setdefault((model, version), Statistics()),
         )
 
     def unrouted(self, outcome: Outcome) -> None:

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+from service.compression import CODINGS
 from service.errors import (
     STATUS,
     BadRequestError,
+    ContentCodingError,
     DeadlineError,
     NotFoundError,
     NotReadyError,
@@ -20,13 +22,26 @@ _ERROR = {
 }
 _TENSOR = {
     "type": "object",
-    "required": ["name", "shape", "datatype", "data"],
+    "required": ["name", "shape", "datatype"],
     "properties": {
         "name": {"type": "string"},
         "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
         "datatype": {"type": "string", "enum": sorted(DATATYPES)},
-        "parameters": {"type": "object"},
-        "data": {"type": "array", "description": "Row-major, flat or nested.", "items": {}},
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "binary_data_size": {
+                    "type": "integer",
+                    "minimum": 0,
+                    "description": "Bytes of this tensor after the JSON, in place of data.",
+                }
+            },
+        },
+        "data": {
+            "type": "array",
+            "description": "Row-major, flat or nested; FP16 and BF16 come as binary data only.",
+            "items": {},
+        },
     },
 }
 _REQUEST = {
@@ -36,13 +51,31 @@ _REQUEST = {
         "id": {"type": "string"},
         "parameters": {
             "type": "object",
-            "properties": {"timeout": {"type": "integer", "description": "Microseconds."}},
+            "properties": {
+                "timeout": {"type": "integer", "minimum": 0, "description": "Microseconds."},
+                "priority": {
+                    "type": "integer",
+                    "minimum": 0,
+                    "description": "1 is the highest. Checked, but requests are served in the order that they come.",
+                },
+                "binary_data_output": {
+                    "type": "boolean",
+                    "description": "Whether outputs come as binary data that do not say it themselves.",
+                },
+            },
         },
         "inputs": {"type": "array", "items": _TENSOR},
         "outputs": {
             "type": "array",
             "description": "The outputs wanted; all where left out.",
-            "items": {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}},
+            "items": {
+                "type": "object",
+                "required": ["name"],
+                "properties": {
+                    "name": {"type": "string"},
+                    "parameters": {"type": "object", "properties": {"binary_data": {"type": "boolean"}}},
+                },
+            },
         },
     },
 }
@@ -56,7 +89,47 @@ _RESPONSE = {
         "outputs": {"type": "array", "items": _TENSOR},
     },
 }
-_ERRORS = (BadRequestError, NotFoundError, TooLargeError, QueueFullError, NotReadyError, DeadlineError)
+_ERRORS = (
+    *(BadRequestError, NotFoundError, TooLargeError, ContentCodingError),
+    *(QueueFullError, NotReadyError, DeadlineError),
+)
+_BINARY = {
+    "application/octet-stream": {
+        "schema": {
+            "type": "string",
+            "format": "binary",
+            "description": "The JSON, then the tensors that say their binary_data_size, in its order.",
+        }
+    }
+}
+_JSON_BYTES = "Inference-Header-Content-Length"
+_HEADERS = [
+    {
+        "name": _JSON_BYTES,
+        "in": "header",
+        "schema": {"type": "integer", "minimum": 0},
+        "description": (
+            "Bytes of the JSON where binary data follows, before compression; "
+            "0 for a body that is the bytes of the only input."
+        ),
+    },
+    {
+        "name": "Content-Encoding",
+        "in": "header",
+        "schema": {"type": "string", "enum": [coding.decode() for coding in CODINGS]},
+    },
+]
+
+
+def _json(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"content": {"application/json": {"schema": schema}}}
+
+
+_ANSWER = {
+    "description": "The outputs.",
+    "headers": {_JSON_BYTES: {"schema": {"type": "integer"}, "description": "Where binary data follows."}},
+    "content": _json(_RESPONSE)["content"] | _BINARY,
+}
 
 
 def inference_paths() -> dict[str, Any]:
@@ -76,15 +149,11 @@ def _operation(identity: str, summary: str, parameters: list[dict[str, Any]]) ->
         "tags": ["inference"],
         "operationId": identity,
         "summary": summary,
-        "parameters": parameters,
-        "requestBody": {"required": True, **_json(_REQUEST)},
-        "responses": {"200": {"description": "The outputs.", **_json(_RESPONSE)}, **errors},
+        "parameters": [*parameters, *_HEADERS],
+        "requestBody": {"required": True, "content": _json(_REQUEST)["content"] | _BINARY},
+        "responses": {"200": _ANSWER, **errors},
     }
 
 
 def _path_parameter(name: str) -> dict[str, Any]:
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-
-
-def _json(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"content": {"application/json": {"schema": schema}}}

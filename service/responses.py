@@ -11,6 +11,7 @@ from engines.errors import EngineError
 from service.errors import STATUS, ServiceError
 
 JSON = "application/json"
+BINARY = "application/octet-stream"
 INTERNAL = "the server failed on this request; it has noted why. Try again, and report it if it stays."
 INTERNAL_CODE = "server.error"
 

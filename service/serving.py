@@ -11,14 +11,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from engines.options import Precision
 from engines.report import Verdict
 from service.batcher import Batcher
 from service.catalog import Catalog, Version
+from service.deployment import Deployment
 from service.errors import NotFoundError, NotReadyError
 from service.loading import Loaded
-from service.metrics import Metrics, VersionMetrics
-from service.protocol import Signature
+from service.metrics import Metrics
 from service.residency import Key, VersionState, VersionStatus, wanted
 
 logger = logging.getLogger(__name__)
@@ -27,19 +26,7 @@ POLL_S = 0.5
 # After the first failure to load a version; doubled with each further one.
 RETRY_S = 30.0
 _LONGEST_RETRY_S = 600.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Deployment:
-    """A version that answers."""
-
-    model: str
-    version: str
-    # Of what clients send and get.
-    signature: Signature
-    precision: Precision
-    batcher: Batcher
-    metrics: VersionMetrics
+_PUT_AWAY = "it was unloaded on request; POST /v2/repository/models/{name}/load brings it back"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +60,14 @@ class Deployments:
         self._failures: dict[Key, _Failure] = {}
         self._loaded: dict[Key, Deployment] = {}
         self._answering: dict[str, Deployment] = {}
+        # Models that someone had unloaded here, until someone has them loaded again or the server ends.
+        self._put_away: set[str] = set()
         # Defaults of the first look at the catalog that have not been tried yet.
         self._first: set[Key] | None = None
         self._retiring = False
         self._changed = asyncio.Event()
+        # Set and replaced whenever a state may have changed.
+        self._settled = asyncio.Event()
         self._following: list[asyncio.Task[None]] = []
         self._closing: set[asyncio.Task[None]] = set()
         metrics.watch_loaded(lambda: len(self._loaded))
@@ -133,17 +124,51 @@ class Deployments:
         """What a published version is doing in this server."""
         return self._status.get((model, number), VersionStatus(state=VersionState.UNLOADED))
 
+    def deployments(self, model: str | None = None) -> list[Deployment]:
+        """Everything that has an engine in memory, or that of one model, by model and number."""
+        return [self._loaded[key] for key in sorted(self._loaded) if model in (None, key[0])]
+
+    def put_away(self, model: str) -> None:
+        """Unloads a model; it stays so in this server until `bring_back`.
+
+        Raises:
+            NotFoundError: no such model.
+        """
+        self._default_of(model)
+        self._put_away.add(model)
+        self._settle()
+
+    async def bring_back(self, model: str) -> None:
+        """Loads a model's default now, whatever became of earlier attempts, and returns once it answers.
+
+        Raises:
+            NotFoundError: no such model.
+            NotReadyError: it could not be loaded; the message says why.
+        """
+        key = (model, self._default_of(model))
+        self._put_away.discard(model)
+        if self._has_failed(key):
+            self._failures.pop(key, None)
+            self._status[key] = VersionStatus(state=VersionState.LOADING)
+        self._settle()
+        self._changed.set()
+        while self._is_loading(key):
+            await self._settled.wait()
+        self.find(model)
+
+    def _default_of(self, model: str) -> int:
+        numbers = sorted(number for name, number in self._published if name == model)
+        if not numbers:
+            raise NotFoundError(f"there is no model '{model[:80]}'; GET /v1/models lists all.")
+        return next((number for number in numbers if self._published[model, number].default), numbers[-1])
+
     def _missing(self, model: str, version: str | None) -> Deployment:
         """Raises the error that says why nothing answers."""
         if self._first is None:
             raise NotReadyError("the server has just started and does not know its models yet; try again.")
-        numbers = sorted(number for name, number in self._published if name == model)
-        if not numbers:
-            raise NotFoundError(f"there is no model '{model[:80]}'; GET /v1/models lists all.")
-        if version is None:
-            number = next((n for n in numbers if self._published[model, n].default), numbers[-1])
-        elif (number := _number(version)) not in numbers:
-            known = ", ".join(map(str, numbers))
+        number = self._default_of(model)
+        if version is not None and (model, number := _number(version)) not in self._published:
+            known = ", ".join(str(known) for name, known in sorted(self._published) if name == model)
             raise NotFoundError(f"model '{model}' has no version '{version[:80]}'; it has {known}.")
         status = self.status(model, number)
         why = f": {status.reason}" if status.reason else ""
@@ -184,15 +209,19 @@ class Deployments:
             self._failures.pop(key, None)
         for key in self._published:
             if key not in wanted:
-                self._status[key] = VersionStatus(state=VersionState.UNLOADED)
+                reason = _PUT_AWAY if key[0] in self._put_away else None
+                self._status[key] = VersionStatus(state=VersionState.UNLOADED, reason=reason)
             elif self.status(*key).state is VersionState.UNLOADED:
                 self._status[key] = VersionStatus(state=VersionState.LOADING)
         if self._first is not None:
             self._first = {key for key in self._first & self._published.keys() if self._is_loading(key)}
+        self._settled.set()
+        self._settled = asyncio.Event()
 
     def _wanted(self) -> list[Key]:
         answering = {model: int(deployment.version) for model, deployment in self._answering.items()}
-        return wanted(self._published.values(), answering, self._has_failed)
+        published = [version for key, version in self._published.items() if key[0] not in self._put_away]
+        return wanted(published, answering, self._has_failed)
 
     def _is_loading(self, key: Key) -> bool:
         return self.status(*key).state is VersionState.LOADING
@@ -250,6 +279,8 @@ class Deployments:
             signature=loaded.signature,
             precision=loaded.precision,
             batcher=batcher,
+            limits=version.options.batching,
+            rules=loaded.rules,
             metrics=metrics,
         )
         self._metrics.watch(

@@ -32,6 +32,9 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(default=4 * GIB, ge=1)
     # Largest body of an inference request; about the largest batch as JSON.
     max_body_bytes: int = Field(default=64 * MIB, ge=1)
+    # Smallest answer to an inference request that is compressed for a client that accepts it; raise it where
+    # processors are dearer than the network.
+    compress_min_bytes: int = Field(default=1024, ge=1)
     # Processors for engines and builds together. The cgroup's quota and the affinity mask decide when unset.
     threads: int = Field(default_factory=processor_budget, ge=1)
     # How long one phase of a build may run before it is stopped and the build fails.

@@ -9,16 +9,16 @@ from importlib.metadata import version as installed_version
 from fastapi import APIRouter, Request, Response
 
 from service.context import context_of
+from service.deployment import Deployment
 from service.errors import NotReadyError
 from service.protocol import metadata
 from service.responses import body_of, json_response
-from service.serving import Deployment
 
 router = APIRouter(prefix="/v2", tags=["inference"])
 
 NAME = "octet"
-# Of the protocol's optional extensions; this server has none yet.
-EXTENSIONS: tuple[str, ...] = ()
+EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
+"""The protocol's optional extensions that this server has; clients ask nothing of one that is not listed."""
 
 
 @router.get("")
@@ -79,14 +79,14 @@ def _metadata(request: Request, name: str, version: str | None) -> Response:
         {
             "name": name,
             "versions": deployments.ready_versions(name),
-            "platform": _platform(deployment),
+            "platform": platform(deployment),
             "inputs": metadata(deployment.signature.inputs),
             "outputs": metadata(deployment.signature.outputs),
         }
     )
 
 
-def _platform(deployment: Deployment) -> str:
+def platform(deployment: Deployment) -> str:
     """The protocol's `<framework>_<format>`; the format is what really answers."""
     return f"{NAME}_{deployment.precision}"
 

@@ -4,30 +4,35 @@ It is dispatched before FastAPI: neither routing tables nor dependency resolutio
 inference request, which makes it some three times cheaper.
 """
 
+import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engines.errors import EngineError
-from service.errors import BadRequestError, ServiceError, TooLargeError
+from service.compression import accepted, compressed
+from service.deployment import Deployment
+from service.errors import ServiceError
 from service.metrics import Metrics, Outcome
-from service.protocol import decode, encode
+from service.protocol import InferenceResponse, decode, encode
 from service.queue import DepartedError
-from service.responses import JSON, body_of, error_body, retry_after_s, status_of
-from service.serving import Deployment, Deployments
+from service.request_body import INLINE_BYTES, BodyHeaders, Message, Receive, read_body
+from service.responses import BINARY, JSON, body_of, error_body, retry_after_s, status_of
+from service.serving import Deployments
 
 logger = logging.getLogger(__name__)
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
 
 _PREFIX = "/v2/models/"
 _SUFFIX = "/infer"
-_CONTENT_TYPE = (b"content-type", JSON.encode())
+_JSON_TYPE = (b"content-type", JSON.encode())
+_BINARY_TYPE = (b"content-type", BINARY.encode())
+_VARY = (b"vary", b"accept-encoding")
+# Up to here copying costs less than writing to the socket once more.
+_JOINED_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,8 +59,9 @@ def infer_address(path: str) -> Address | None:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Answer:
     status: int
-    body: bytes
-    headers: tuple[tuple[bytes, bytes], ...] = ()
+    # Sent one after the other; outputs are sent from the memory that they were computed into.
+    pieces: Sequence[bytes | memoryview]
+    headers: tuple[tuple[bytes, bytes], ...] = (_JSON_TYPE,)
 
 
 class InferenceHandler:
@@ -65,10 +71,13 @@ class InferenceHandler:
     the body. Were it closed at once, a client that still sends would get a reset and never see why.
     """
 
-    def __init__(self, *, deployments: Deployments, metrics: Metrics, max_body_bytes: int) -> None:
+    def __init__(
+        self, *, deployments: Deployments, metrics: Metrics, max_body_bytes: int, compress_min_bytes: int
+    ) -> None:
         self._deployments = deployments
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
+        self._compress_min_bytes = compress_min_bytes
 
     async def __call__(self, address: Address, scope: Message, receive: Receive, send: Send) -> None:
         """Answers one request; whatever goes wrong becomes its error body."""
@@ -79,10 +88,11 @@ class InferenceHandler:
             if scope["method"] == "POST":
                 # Who is unknown or unable is told so before the body is read.
                 deployment = self._deployments.find(address.model, address.version)
-                body = await self._read(scope["headers"], receive)
+                headers = BodyHeaders.of(scope["headers"], self._max_body_bytes)
+                body = await read_body(headers, receive, self._max_body_bytes)
                 # Again: reading may have taken long enough for another version to take over.
                 deployment = self._deployments.find(address.model, address.version)
-                answer, rows = await self._infer(deployment, body, receive)
+                answer, rows = await self._infer(deployment, body, headers, receive)
             else:
                 answer = _wrong_method(scope["method"])
             outcome = Outcome.of_status(answer.status)
@@ -95,68 +105,58 @@ class InferenceHandler:
             self._count(deployment, outcome, rows, time.perf_counter() - started_s)
         await _send(send, answer)
 
-    async def _infer(self, deployment: Deployment, body: bytes, receive: Receive) -> tuple[_Answer, int]:
+    async def _infer(
+        self, deployment: Deployment, body: bytes, headers: BodyHeaders, receive: Receive
+    ) -> tuple[_Answer, int]:
         """The answer to a body, and the rows that were answered."""
-        request = decode(body, deployment.signature)
+        statistics = deployment.metrics.statistics
+        started_s = time.perf_counter()
+        request = decode(body, deployment.signature, json_bytes=headers.json_bytes)
+        decode_s = time.perf_counter() - started_s
         outputs = await deployment.batcher.submit(
             request.feeds, timeout_s=request.timeout_s, gone=departure_of(receive)
         )
-        payload = encode(
+        started_s = time.perf_counter()
+        response = encode(
             model=deployment.model,
             version=deployment.version,
             request_id=request.id,
             outputs=outputs,
-            names=request.outputs or tuple(deployment.signature.outputs),
+            wanted=request.outputs,
         )
+        statistics.decode.add(decode_s)
+        statistics.encode.add(time.perf_counter() - started_s)
+        answer = await self._compressed(_success(response), headers.accept_encoding)
         first = next(iter(request.feeds.values()))
-        return _Answer(status=200, body=payload), first.shape[0] if first.ndim else 1
+        return answer, first.shape[0] if first.ndim else 1
 
-    async def _read(self, headers: Iterable[tuple[bytes, bytes]], receive: Receive) -> bytes:
-        """The whole body.
-
-        Raises:
-            TooLargeError: it is over the limit; said before reading where Content-Length tells.
-            BadRequestError: it is compressed.
-            DepartedError: the client left before its end.
-        """
-        for name, value in headers:
-            if name == b"content-length" and int(value) > self._max_body_bytes:
-                raise self._too_large(f"{int(value)} bytes")
-            if name == b"content-encoding" and value != b"identity":
-                raise BadRequestError(
-                    f"the body has Content-Encoding {value.decode('latin-1')}, which this server "
-                    "does not take; send it as it is."
-                )
-        message = await receive()
-        body: bytes = message.get("body", b"")
-        chunks = [body]
-        size = len(body)
-        while message.get("more_body", False):
-            if size > self._max_body_bytes:
-                raise self._too_large(f"more than {self._max_body_bytes} bytes")
-            message = await receive()
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-        if message["type"] == "http.disconnect":
-            raise DepartedError
-        if size > self._max_body_bytes:
-            raise self._too_large(f"{size} bytes")
-        return body if len(chunks) == 1 else b"".join(chunks)
-
-    def _too_large(self, seen: str) -> TooLargeError:
-        return TooLargeError(
-            f"the body has {seen} and may have {self._max_body_bytes}; "
-            "send fewer rows in a request, or raise OCTET_MAX_BODY_BYTES."
-        )
+    async def _compressed(self, answer: _Answer, accept_encoding: bytes) -> _Answer:
+        """The answer as its client likes it best: as it is where compressing is not asked for or not worth it."""
+        if not accept_encoding:
+            return answer
+        size, coding = sum(map(len, answer.pieces)), accepted(accept_encoding)
+        if coding is None or size < self._compress_min_bytes:
+            return answer
+        if size <= INLINE_BYTES:
+            body = compressed(answer.pieces, coding)
+        else:
+            body = await asyncio.to_thread(compressed, answer.pieces, coding)
+        return replace(answer, pieces=[body], headers=(*answer.headers, (b"content-encoding", coding), _VARY))
 
     def _count(self, deployment: Deployment | None, outcome: Outcome, rows: int, seconds: float) -> None:
         if deployment is None:
             self._metrics.unrouted(outcome)
             return
-        deployment.metrics.requests[outcome].inc()
-        deployment.metrics.request_seconds.observe(seconds)
-        if rows:
-            deployment.metrics.rows.inc(rows)
+        metrics = deployment.metrics
+        metrics.requests[outcome].inc()
+        metrics.request_seconds.observe(seconds)
+        if outcome is Outcome.SUCCESS:
+            metrics.rows.inc(rows)
+            metrics.statistics.rows += rows
+            metrics.statistics.last_s = time.time()
+            metrics.statistics.success.add(seconds)
+        else:
+            metrics.statistics.fail.add(seconds)
 
 
 def departure_of(receive: Receive) -> Callable[[], bool]:
@@ -176,9 +176,19 @@ def _stays() -> bool:
     return False
 
 
+def _success(response: InferenceResponse) -> _Answer:
+    pieces = response.pieces
+    if not response.binary:
+        return _Answer(status=200, pieces=pieces)
+    json_bytes = (b"inference-header-content-length", str(len(pieces[0])).encode())
+    if sum(map(len, pieces)) <= _JOINED_BYTES:
+        pieces = [b"".join(pieces)]
+    return _Answer(status=200, pieces=pieces, headers=(_BINARY_TYPE, json_bytes))
+
+
 def _wrong_method(method: str) -> _Answer:
     body = error_body(f"inference does not take {method}; send POST.", "request.method_not_allowed")
-    return _Answer(status=405, body=body, headers=((b"allow", b"POST"),))
+    return _Answer(status=405, pieces=[body], headers=(_JSON_TYPE, (b"allow", b"POST")))
 
 
 def _failure(error: Exception) -> _Answer:
@@ -186,11 +196,14 @@ def _failure(error: Exception) -> _Answer:
         logger.error("an inference request failed", exc_info=error)
     after_s = retry_after_s(error)
     headers = () if after_s is None else ((b"retry-after", str(after_s).encode()),)
-    return _Answer(status=status_of(error), body=body_of(error), headers=headers)
+    return _Answer(status=status_of(error), pieces=[body_of(error)], headers=(_JSON_TYPE, *headers))
 
 
 async def _send(send: Send, answer: _Answer) -> None:
-    length = (b"content-length", str(len(answer.body)).encode())
-    headers = [_CONTENT_TYPE, length, *answer.headers]
+    *pieces, last = answer.pieces
+    length = sum(map(len, pieces)) + len(last)
+    headers = [*answer.headers, (b"content-length", str(length).encode())]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body})
+    for piece in pieces:
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": last})

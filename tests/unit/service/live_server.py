@@ -105,15 +105,18 @@ def publish(context: Context, model: str, batching: Batching) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving(home: Path, *, max_body_bytes: int = 1 << 20, **batching: int) -> AsyncIterator[LiveServer]:
+async def serving(
+    home: Path, *, engine: EchoEngine | None = None, max_body_bytes: int = 1 << 20, **batching: int
+) -> AsyncIterator[LiveServer]:
     """A server that serves the model `echo`."""
-    engine = EchoEngine()
+    engine = engine or EchoEngine()
 
     def load(version: Version) -> Loaded:
+        loaded = EchoEngine() if engine.closed else engine
         return Loaded(
-            engine=engine,
-            signature=Signature.of(engine.inputs, engine.outputs, free_rows=True),
-            rules=warm_up(engine, version.options.batching, batchable=True),
+            engine=loaded,
+            signature=Signature.of(loaded.inputs, loaded.outputs, free_rows=True),
+            rules=warm_up(loaded, version.options.batching, batchable=True),
             precision=Precision.INT8,
             refusal=None,
         )

@@ -364,3 +364,68 @@ async def test_shows_what_the_report_measured_while_it_is_loaded(catalog: Catalo
         await until(lambda: answering(deployments, "digits") == "1")
         assert metrics.registry.get_sample_value("octet_version_sqnr_db", labels) == 33
     assert metrics.registry.get_sample_value("octet_version_sqnr_db", labels) is None
+
+
+async def test_a_model_that_is_put_away_stays_so_until_it_is_brought_back(
+    catalog: Catalog, loader: Loader
+) -> None:
+    publish(catalog, "m")
+    publish(catalog, "other")
+    async with following(catalog, loader) as deployments:
+        await until(lambda: answering(deployments, "m") == "1" and answering(deployments, "other") == "1")
+        first = loader.engines["m", 1]
+        deployments.put_away("m")
+        with pytest.raises(NotReadyError, match="unloaded: it was unloaded on request"):
+            deployments.find("m")
+        await until(lambda: first.closed == 1)
+        publish(catalog, "m")
+        await until(
+            lambda: (
+                deployments.status("m", 2).state is VersionState.UNLOADED
+                and bool(deployments.status("m", 2).reason)
+            )
+        )
+        assert loader.calls.count(("m", 1)) == 1
+        assert [(d.model, d.version) for d in deployments.deployments()] == [("other", "1")]
+        await deployments.bring_back("m")
+        assert answering(deployments, "m") == "2"
+        assert answering(deployments, "other") == "1"
+        assert [d.version for d in deployments.deployments("other")] == ["1"]
+
+
+async def test_bringing_a_model_back_tries_again_at_once_and_says_why_it_fails(
+    catalog: Catalog, loader: Loader
+) -> None:
+    publish(catalog, "m")
+    loader.broken["m", 1] = EngineError("too hot")
+    async with following(catalog, loader) as deployments:
+        await until(lambda: deployments.status("m", 1).state is VersionState.FAILED)
+        with pytest.raises(NotReadyError, match="too hot"):
+            await deployments.bring_back("m")
+        assert loader.calls == [("m", 1)] * 2
+        loader.broken.clear()
+        await deployments.bring_back("m")
+        assert answering(deployments, "m") == "1"
+
+
+async def test_an_unknown_model_is_neither_put_away_nor_brought_back(
+    catalog: Catalog, loader: Loader
+) -> None:
+    publish(catalog, "m")
+    async with following(catalog, loader) as deployments:
+        await until(lambda: answering(deployments, "m") == "1")
+        with pytest.raises(NotFoundError, match="no model 'nobody'"):
+            deployments.put_away("nobody")
+        with pytest.raises(NotFoundError, match="no model 'nobody'"):
+            await deployments.bring_back("nobody")
+
+
+async def test_a_model_put_away_while_it_loads_does_not_stay(catalog: Catalog, loader: Loader) -> None:
+    publish(catalog, "m")
+    loader.gate.clear()
+    async with following(catalog, loader) as deployments:
+        await until(lambda: loader.calls == [("m", 1)])
+        deployments.put_away("m")
+        loader.gate.set()
+        await until(lambda: ("m", 1) in loader.engines and loader.engines["m", 1].closed == 1)
+        assert answering(deployments, "m") is None

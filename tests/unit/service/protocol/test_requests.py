@@ -7,9 +7,9 @@ import pytest
 
 from engines.tensors import TensorSpec
 from service.errors import BadRequestError
-from service.protocol import DATATYPES, Signature, decode, encode, metadata
+from service.protocol import DATATYPES, Signature, decode, metadata
 
-JSON_TYPES = sorted(set(DATATYPES) - {"FP16"})
+NUMBERS = sorted(set(DATATYPES) - {"FP16", "BF16", "BYTES"})
 
 
 def spec(name: str = "x", datatype: str = "FP32", shape: tuple[int | None, ...] = (None, 2)) -> TensorSpec:
@@ -38,7 +38,8 @@ def test_reads_flat_data() -> None:
     request = decode(body(), signature())
     assert request.feeds["x"].tolist() == [[1, 2], [3, 4]]
     assert request.feeds["x"].dtype == np.float32
-    assert (request.id, request.outputs, request.timeout_s) == (None, None, None)
+    assert request.outputs == {"y": False, "z": False}
+    assert (request.id, request.timeout_s, request.priority) == (None, None, None)
 
 
 def test_reads_nested_data_in_row_major_order() -> None:
@@ -46,23 +47,31 @@ def test_reads_nested_data_in_row_major_order() -> None:
     assert request.feeds["x"].tolist() == [[[1, 2]], [[3, 4.5]]]
 
 
-def test_reads_id_outputs_and_timeout() -> None:
+def test_reads_id_outputs_timeout_and_priority() -> None:
     request = decode(
-        body(id="a", outputs=[{"name": "z"}, {"name": "y"}], parameters={"timeout": 1500}), signature()
+        body(id="a", outputs=[{"name": "z"}, {"name": "y"}], parameters={"timeout": 1500, "priority": 2}),
+        signature(),
     )
-    assert (request.id, request.outputs, request.timeout_s) == ("a", ("z", "y"), 0.0015)
+    assert (request.id, list(request.outputs)) == ("a", ["z", "y"])
+    assert (request.timeout_s, request.priority) == (0.0015, 2)
+
+
+@pytest.mark.parametrize("unset", [0, None])
+def test_a_timeout_or_priority_of_nothing_leaves_it_to_the_model(unset: int | None) -> None:
+    request = decode(body(parameters={"timeout": unset, "priority": unset}), signature())
+    assert (request.timeout_s, request.priority) == (None, None)
 
 
 def test_ignores_what_it_does_not_know() -> None:
     request = decode(
-        body(parameters={"binary_data_output": True, "priority": 1}, extra=1, tensor_parameters={"a": 1}),
+        body(parameters={"sequence_id": 7, "mine": "x"}, extra=1, tensor_parameters={"a": 1}),
         signature(),
     )
     assert request.feeds["x"].shape == (2, 2)
 
 
-@pytest.mark.parametrize("datatype", JSON_TYPES)
-def test_every_datatype_goes_in_and_comes_out(datatype: str) -> None:
+@pytest.mark.parametrize("datatype", NUMBERS)
+def test_takes_the_extremes_of_every_datatype(datatype: str) -> None:
     dtype: Any = DATATYPES[datatype]
     if dtype.kind == "b":
         values = np.array([[True, False], [False, True]])
@@ -75,12 +84,6 @@ def test_every_datatype_goes_in_and_comes_out(datatype: str) -> None:
     )
     assert request.feeds["x"].dtype == dtype
     np.testing.assert_array_equal(request.feeds["x"], values)
-    response = orjson.loads(
-        encode(model="m", version="1", request_id=None, outputs={"y": request.feeds["x"]}, names=["y"])
-    )
-    output = response["outputs"][0]
-    assert (output["name"], output["datatype"], output["shape"]) == ("y", datatype, [2, 2])
-    np.testing.assert_array_equal(np.array(output["data"], dtype).reshape(2, 2), values)
 
 
 @pytest.mark.parametrize(
@@ -100,14 +103,14 @@ def test_every_datatype_goes_in_and_comes_out(datatype: str) -> None:
         ({"shape": [2, -2]}, "the shape of input 'x' is [2,-2]; send a list of whole numbers"),
         ({"shape": [2.0, 2]}, "the shape of input 'x' is [2.0,2]; send a list of whole numbers"),
         ({"shape": [True, 2]}, "the shape of input 'x' is [true,2]; send a list of whole numbers"),
-        ({"shape": [4, 1]}, "input 'x' has shape [4, 1]; the model takes [-1, 2], -1 being any size"),
-        ({"shape": [2, 2, 1]}, "input 'x' has shape [2, 2, 1]; the model takes [-1, 2]"),
+        ({"shape": [4, 1]}, "input 'x' has shape [4,1]; the model takes [-1, 2], -1 being any size"),
+        ({"shape": [2, 2, 1]}, "input 'x' has shape [2,2,1]; the model takes [-1, 2]"),
         ({"shape": [0, 2], "data": []}, "input 'x' has the shape [0, 2] of no elements"),
         ({"shape": [3, 2]}, "input 'x' has 4 elements, its shape [3, 2] takes 6"),
         ({"data": [1, 2, 3]}, "input 'x' has 3 elements, its shape [2, 2] takes 4"),
         ({"data": []}, "input 'x' has 0 elements, its shape [2, 2] takes 4"),
-        ({"data": None}, "the data of input 'x' is missing; send a list of numbers"),
-        ({"data": "AAAA"}, "the data of input 'x' is \"AAAA\"; send a list of numbers"),
+        ({"data": None}, "the data of input 'x' is missing; send a list of elements"),
+        ({"data": "AAAA"}, "the data of input 'x' is \"AAAA\"; send a list of elements"),
         ({"data": [1, "2", 3, 4]}, "element 1 of input 'x' is \"2\"; every element must be a FP32 value"),
         ({"data": [1, 2, None, 4]}, "element 2 of input 'x' is null; every element must be a FP32 value"),
         ({"data": [1, 2, 3, 1e39]}, "element 3 of input 'x' is 1e+39; every element must be a FP32 value"),
@@ -126,7 +129,34 @@ def test_every_datatype_goes_in_and_comes_out(datatype: str) -> None:
         ({"outputs": [{"name": "w"}]}, 'unknown output "w"; the model has y FP32 [-1, 2], z FP32 [-1, 2]'),
         ({"parameters": {"timeout": "1"}}, 'the parameter timeout is "1"; send whole microseconds'),
         ({"parameters": {"timeout": -5}}, "the parameter timeout is -5; send whole microseconds"),
-        ({"tensor_parameters": {"binary_data_size": 16}}, "input 'x' comes as binary data"),
+        (
+            {"parameters": {"priority": -1}},
+            "the parameter priority is -1; send a whole number: 1 is the highest",
+        ),
+        ({"parameters": {"priority": True}}, "the parameter priority is true; send a whole number"),
+        (
+            {"parameters": {"binary_data_output": 1}},
+            "the parameter binary_data_output is 1; send true or false",
+        ),
+        ({"parameters": [1]}, "the parameters of the request are [1]; send an object"),
+        ({"tensor_parameters": 5}, "the parameters of input 'x' are 5; send an object"),
+        (
+            {"tensor_parameters": {"binary_data_size": 16}},
+            "has data in JSON and binary data; send one of them",
+        ),
+        ({"tensor_parameters": {"binary_data_size": 16}, "data": None}, "nothing says where the JSON ends"),
+        (
+            {"tensor_parameters": {"shared_memory_region": "r"}},
+            "input 'x' has the parameter shared_memory_region, which octet does not take",
+        ),
+        (
+            {"outputs": [{"name": "y", "parameters": {"classification": 3}}]},
+            "output 'y' has the parameter classification, which octet does not take",
+        ),
+        (
+            {"outputs": [{"name": "y", "parameters": {"binary_data": "yes"}}]},
+            'the parameter binary_data is "yes"; send true or false',
+        ),
     ],
 )
 def test_says_what_is_wrong_with_a_request(changes: dict[str, Any], message: str) -> None:
@@ -195,37 +225,36 @@ def test_inputs_come_in_the_model_s_order_whatever_the_request_s() -> None:
     assert list(decode(orjson.dumps(request), signature(first, second)).feeds) == ["a", "b"]
 
 
-def test_16_bit_floats_have_no_json_form() -> None:
-    with pytest.raises(BadRequestError, match="input 'x' is FP16, which has no JSON form"):
-        decode(body(datatype="FP16"), signature(spec(datatype="FP16")))
-    half = np.zeros((1, 2), np.float16)
-    with pytest.raises(BadRequestError, match="output 'y' is FP16, which has no JSON form"):
-        encode(model="m", version="1", request_id=None, outputs={"y": half}, names=["y"])
+@pytest.mark.parametrize("datatype", ["FP16", "BF16"])
+def test_16_bit_floats_have_no_json_form(datatype: str) -> None:
+    half = signature(spec(datatype=datatype))
+    with pytest.raises(BadRequestError, match=f"input 'x' is {datatype}, which has no JSON form"):
+        decode(body(datatype=datatype), half)
+
+
+def test_an_output_without_a_json_form_is_refused_before_anything_is_computed() -> None:
+    mixed = Signature.of([spec()], [spec("y", "FP16"), spec("z")], free_rows=True)
+    for wanted in (None, [{"name": "y"}], [{"name": "y", "parameters": {"binary_data": False}}]):
+        with pytest.raises(
+            BadRequestError, match="output 'y' is FP16, which has no JSON form; ask for it as"
+        ):
+            decode(body(outputs=wanted), mixed)
+    assert decode(body(outputs=["z"]), mixed).outputs == {"z": False}
+    assert decode(body(parameters={"binary_data_output": True}), mixed).outputs == {"y": True, "z": True}
+
+
+def test_each_output_may_say_for_itself_whether_it_is_binary() -> None:
+    wanted = [{"name": "z", "parameters": {"binary_data": False}}, {"name": "y"}]
+    request = decode(body(outputs=wanted, parameters={"binary_data_output": True}), signature())
+    assert list(request.outputs.items()) == [("z", False), ("y", True)]
+    wanted = [{"name": "z"}, {"name": "y", "parameters": {"binary_data": True}}]
+    assert decode(body(outputs=wanted), signature()).outputs == {"z": False, "y": True}
 
 
 def test_messages_do_not_repeat_a_whole_body() -> None:
     with pytest.raises(BadRequestError) as refusal:
         decode(body(data="x" * 10_000), signature())
     assert len(str(refusal.value)) < 200
-
-
-def test_the_response_names_model_and_version_and_echoes_the_id() -> None:
-    rows = np.array([[1.5, -0.25]], np.float32)
-    response = orjson.loads(
-        encode(model="m", version="3", request_id="abc", outputs={"y": rows, "z": rows}, names=["z"])
-    )
-    assert response == {
-        "model_name": "m",
-        "model_version": "3",
-        "id": "abc",
-        "outputs": [{"name": "z", "datatype": "FP32", "shape": [1, 2], "data": [1.5, -0.25]}],
-    }
-
-
-def test_a_number_that_json_lacks_comes_out_as_null() -> None:
-    rows = np.array([[np.nan, np.inf]], np.float32)
-    response = orjson.loads(encode(model="m", version="1", request_id=None, outputs={"y": rows}, names=["y"]))
-    assert response["outputs"][0]["data"] == [None, None]
 
 
 def test_metadata_shows_free_dimensions_as_minus_one() -> None:
@@ -238,5 +267,5 @@ def test_a_batcher_frees_the_rows_of_a_fixed_batch() -> None:
     fixed = spec(shape=(4, 2))
     assert Signature.of([fixed], [fixed], free_rows=True).inputs["x"].shape == (None, 2)
     assert Signature.of([fixed], [fixed], free_rows=False).inputs["x"].shape == (4, 2)
-    with pytest.raises(BadRequestError, match=r"has shape \[2, 2\]; the model takes \[4, 2\]"):
+    with pytest.raises(BadRequestError, match=r"has shape \[2,2\]; the model takes \[4, 2\]"):
         decode(body(), signature(fixed))

@@ -1,0 +1,42 @@
+"""The protocol's statistics extension, in the shape that NVIDIA's perf_analyzer reads."""
+
+from collections.abc import Iterable
+
+from fastapi import APIRouter, Request, Response
+
+from service.context import context_of
+from service.deployment import Deployment
+from service.responses import json_response
+
+router = APIRouter(prefix="/v2/models", tags=["inference"])
+
+
+@router.get("/stats")
+async def all_statistics(request: Request) -> Response:
+    """What every version in memory has done since it was first loaded."""
+    return _shown(context_of(request).deployments.deployments())
+
+
+@router.get("/{name}/stats")
+async def model_statistics(request: Request, name: str) -> Response:
+    """What the versions of a model that are in memory have done."""
+    deployments = context_of(request).deployments
+    deployments.find(name)
+    return _shown(deployments.deployments(name))
+
+
+@router.get("/{name}/versions/{version}/stats")
+async def version_statistics(request: Request, name: str, version: str) -> Response:
+    """What a version has done."""
+    return _shown([context_of(request).deployments.find(name, version)])
+
+
+def _shown(deployments: Iterable[Deployment]) -> Response:
+    return json_response(
+        {
+            "model_stats": [
+                deployment.metrics.statistics.shown(deployment.model, deployment.version)
+                for deployment in deployments
+            ]
+        }
+    )
