@@ -7,9 +7,11 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from engines.errors import EngineError
+from service import request_ids
+from service.access_log import noted
 from service.build_metrics import BuildCollector
 from service.catalog import Catalog, Version
 from service.context import Context
@@ -30,20 +32,38 @@ class OctetApp(FastAPI):
     """FastAPI, with inference dispatched before it."""
 
     inference: InferenceHandler
+    # Whether every answer is noted in the log.
+    access_log: bool
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            address = infer_address(scope["path"])
-            if address is not None:
-                await self.inference(address, scope, receive, send)
-                return
-        await super().__call__(scope, receive, send)
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        request_id = request_ids.begin(scope["headers"])
+        if self.access_log:
+            send = noted(scope, send)
+        address = infer_address(scope["path"])
+        if address is not None:
+            await self.inference(address, scope, receive, send)
+        else:
+            await super().__call__(scope, receive, _naming(request_id, send))
 
     def openapi(self) -> dict[str, Any]:
         """The schema of all calls, those that FastAPI never sees included."""
         schema = super().openapi()
         schema["paths"].update(inference_paths())
         return schema
+
+
+def _naming(request_id: bytes, send: Send) -> Send:
+    """`send`, which tells the client how its request is called here."""
+
+    async def named(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), (request_ids.HEADER, request_id)]
+        await send(message)
+
+    return named
 
 
 def create_app(settings: Settings, *, load: Callable[[Version], Loaded] | None = None) -> OctetApp:
@@ -78,6 +98,7 @@ def create_app(settings: Settings, *, load: Callable[[Version], Loaded] | None =
     app.state.octet = Context(
         settings=settings, catalog=catalog, store=store, deployments=deployments, metrics=measured
     )
+    app.access_log = settings.access_log
     app.inference = InferenceHandler(
         deployments=deployments,
         metrics=measured,

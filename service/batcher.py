@@ -10,9 +10,10 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from engines.errors import EngineRunError
 from engines.options import Batching
 from engines.runtimes.base import Engine, Slot
 from engines.tensors import Array
+from service import request_ids
 from service.batch_sizes import BatchRules
 from service.errors import BadRequestError, DeadlineError, NotReadyError, QueueFullError, TooLargeError
 from service.metrics import VersionMetrics
@@ -112,6 +114,7 @@ class Batcher:
             deadline_s=now_s + (limit_s if timeout_s is None else min(timeout_s, limit_s)),
             answer=self._loop.create_future(),
             gone=gone,
+            request_id=request_ids.current(),
         )
         self._open.add(request)
         self._enqueue(request)
@@ -143,7 +146,11 @@ class Batcher:
             if timer is not None:
                 timer.cancel()
         if self._thread.is_alive():
-            logger.error("an engine has not come back after %.0f s; its memory stays taken", drain_s)
+            logger.error(
+                "an engine has not come back after %.0f s; its memory stays taken",
+                drain_s,
+                extra=self._concerned(),
+            )
             return
         await asyncio.to_thread(self._engine.close)
 
@@ -222,7 +229,7 @@ class Batcher:
         try:
             batch = self._fill(parts)
         except Exception as error:
-            logger.exception("a batch could not be written")
+            logger.exception("a batch could not be written", extra=self._concerned(parts))
             self._fail_all(parts, error)
             return True
         self._running += 1
@@ -283,10 +290,20 @@ class Batcher:
             part.request.answer_part(part, outputs)
 
     def _fail_all(self, parts: list[Part], error: Exception | None) -> None:
-        logger.error("the engine failed on a batch of %d requests", len(parts), exc_info=error)
+        logger.error(
+            "the engine failed on a batch of %d requests",
+            len(parts),
+            exc_info=error,
+            extra=self._concerned(parts),
+        )
         text = str(error) if isinstance(error, EngineRunError) else f"the engine failed: {error}"
         for part in parts:
             part.request.fail(EngineRunError(text))
+
+    def _concerned(self, parts: Iterable[Part] = ()) -> dict[str, Any]:
+        """Whom a log line is about."""
+        names = [part.request.request_id.decode() for part in parts]
+        return {"model": self._metrics.model, "version": self._metrics.version, "request_ids": names}
 
     def _watch_deadline(self, deadline_s: float) -> None:
         """One timer for all requests, at the earliest deadline: a timer each would cost too much."""

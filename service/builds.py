@@ -150,9 +150,9 @@ class BuildRun:
         try:
             return work()
         except CancelledBuildError:
-            logger.info("build %s was cancelled", self._build_id)
+            logger.info("build %s was cancelled", self._build_id, extra={"build": self._build_id})
         except (EngineError, ServiceError) as error:
-            logger.info("build %s failed: %s", self._build_id, error)
+            logger.info("build %s failed: %s", self._build_id, error, extra={"build": self._build_id})
             self._catalog.fail(self._build_id, error=str(error), code=error.code)
         return None
 
@@ -161,7 +161,12 @@ class BuildRun:
         try:
             return self._run(phase, files, share)
         except SandboxCrashError as error:
-            logger.warning("build %s: %s It is tried once more.", self._build_id, error)
+            logger.warning(
+                "build %s: %s It is tried once more.",
+                self._build_id,
+                error,
+                extra={"build": self._build_id, "phase": phase},
+            )
             shutil.rmtree(self._workspace.root, ignore_errors=True)
             self._filled = False
             return self._run(phase, files, share)

@@ -55,6 +55,8 @@ class Outcome(enum.StrEnum):
 class VersionMetrics:
     """The label children of one version of a model, ready for the hot path."""
 
+    model: str
+    version: str
     # Counted by the inference route when a request ends.
     requests: dict[Outcome, Counter]
     # Counted by the inference route: rows of the requests that succeeded.
@@ -124,6 +126,8 @@ class Metrics:
     def of(self, model: str, version: str) -> VersionMetrics:
         """The label children of a version, for its whole life in this server."""
         return VersionMetrics(
+            model=model,
+            version=version,
             requests={outcome: self._requests.labels(model, version, outcome) for outcome in Outcome},
             rows=self._rows.labels(model, version),
             request_seconds=self._request_seconds.labels(model, version),

@@ -30,6 +30,8 @@ class Waiting:
     answer: asyncio.Future[dict[str, Array]]
     # Whether the client has left.
     gone: Callable[[], bool]
+    # How it is called in log lines: the engine's thread and the batch have no context of one request.
+    request_id: bytes = b""
     # Outputs of the parts that have run, by the row that they start at.
     done: dict[int, dict[str, Array]] = field(default_factory=dict)
     parts: int = 1

@@ -258,7 +258,9 @@ class Deployments:
     def _note_failure(self, key: Key, error: Exception) -> None:
         attempts = self._failures[key].attempts + 1 if key in self._failures else 1
         wait_s = min(self._retry_s * 2 ** (attempts - 1), _LONGEST_RETRY_S)
-        logger.error("version %d of %s could not be loaded", key[1], key[0], exc_info=error)
+        logger.error(
+            "version %d of %s could not be loaded", key[1], key[0], exc_info=error, extra=_concerned(*key)
+        )
         self._failures[key] = _Failure(attempts=attempts, retry_at_s=time.monotonic() + wait_s)
         self._status[key] = VersionStatus(state=VersionState.FAILED, reason=str(error))
 
@@ -302,7 +304,9 @@ class Deployments:
             precision=loaded.precision,
             reason=loaded.refusal or below_contract,
         )
-        logger.info("version %s of %s answers in %s", number, version.model, loaded.precision)
+        logger.info(
+            "version %s of %s answers in %s", number, version.model, loaded.precision, extra=_concerned(*key)
+        )
 
     def _unload(self, key: Key) -> None:
         """Takes a deployment out of the routes; its batcher answers what it has admitted and closes."""
@@ -313,7 +317,12 @@ class Deployments:
         task = asyncio.get_running_loop().create_task(deployment.batcher.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
-        logger.info("version %s of %s is unloaded", deployment.version, deployment.model)
+        logger.info("version %d of %s is unloaded", key[1], key[0], extra=_concerned(*key))
+
+
+def _concerned(model: str, number: int) -> dict[str, str]:
+    """Whom a log line is about."""
+    return {"model": model, "version": str(number)}
 
 
 def _number(version: str) -> int:

@@ -35,6 +35,8 @@ class Settings(BaseSettings):
     # Smallest answer to an inference request that is compressed for a client that accepts it; raise it where
     # processors are dearer than the network.
     compress_min_bytes: int = Field(default=1024, ge=1)
+    # A line in the log for every answer. Metrics count the same for less: on for looking for one client's requests.
+    access_log: bool = False
     # Processors for engines and builds together. The cgroup's quota and the affinity mask decide when unset.
     threads: int = Field(default_factory=processor_budget, ge=1)
     # How long one phase of a build may run before it is stopped and the build fails.

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from engines.errors import EngineError
+from service import request_ids
 from service.compression import accepted, compressed
 from service.deployment import Deployment
 from service.errors import ServiceError
@@ -99,7 +100,7 @@ class InferenceHandler:
         except DepartedError:
             return
         except Exception as error:  # noqa: BLE001 - the last handler: every request gets an answer
-            answer = _failure(error)
+            answer = _failure(error, address)
             outcome = Outcome.of_status(answer.status)
         finally:
             self._count(deployment, outcome, rows, time.perf_counter() - started_s)
@@ -191,9 +192,10 @@ def _wrong_method(method: str) -> _Answer:
     return _Answer(status=405, pieces=[body], headers=(_JSON_TYPE, (b"allow", b"POST")))
 
 
-def _failure(error: Exception) -> _Answer:
+def _failure(error: Exception, address: Address) -> _Answer:
     if not isinstance(error, ServiceError | EngineError):
-        logger.error("an inference request failed", exc_info=error)
+        concerned = {"model": address.model, "version": address.version}
+        logger.error("an inference request failed", exc_info=error, extra=concerned)
     after_s = retry_after_s(error)
     headers = () if after_s is None else ((b"retry-after", str(after_s).encode()),)
     return _Answer(status=status_of(error), pieces=[body_of(error)], headers=(_JSON_TYPE, *headers))
@@ -202,7 +204,11 @@ def _failure(error: Exception) -> _Answer:
 async def _send(send: Send, answer: _Answer) -> None:
     *pieces, last = answer.pieces
     length = sum(map(len, pieces)) + len(last)
-    headers = [*answer.headers, (b"content-length", str(length).encode())]
+    headers = [
+        *answer.headers,
+        (b"content-length", str(length).encode()),
+        (request_ids.HEADER, request_ids.current()),
+    ]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     for piece in pieces:
         await send({"type": "http.response.body", "body": piece, "more_body": True})

@@ -1,0 +1,102 @@
+"""What a server lets its operators see of a request, over real sockets: its name and the log."""
+
+import asyncio
+import io
+import logging
+from pathlib import Path
+
+import orjson
+import pytest
+from fastapi import APIRouter
+
+from service.logs import JsonFormatter
+from tests.unit.service.echo_engine import POISON
+from tests.unit.service.live_server import echo_body, read_reply, request, serving, until
+
+INFER = "/v2/models/echo/infer"
+CALLS = [
+    ("POST", INFER, echo_body(1), 200),
+    ("POST", INFER, b"{", 400),
+    ("POST", INFER, echo_body(POISON), 500),
+    ("GET", INFER, b"", 405),
+    ("POST", "/v2/models/nobody/infer", echo_body(1), 404),
+    ("GET", "/v2/models/echo", b"", 200),
+    ("GET", "/v1/models", b"", 200),
+    ("GET", "/v1/builds/none", b"", 404),
+    ("GET", "/nothing", b"", 404),
+    ("PUT", "/v1/models/echo/default", b"{", 400),
+    ("GET", "/metrics", b"", 200),
+]
+
+
+async def test_every_answer_says_how_its_request_is_called(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        for method, path, body, status in CALLS:
+            named = await server.ask(method, path, body, {"X-Request-ID": "mine-1"})
+            made = await server.ask(method, path, body)
+            case = f"{method} {path}"
+            assert (named.status, named.headers["x-request-id"]) == (status, "mine-1"), case
+            assert made.headers["x-request-id"] not in ("", "mine-1"), case
+
+
+async def test_what_is_logged_for_a_request_has_its_name(tmp_path: Path) -> None:
+    stream, logged = io.StringIO(), logging.getLogger()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter("server"))
+    router = APIRouter()
+
+    @router.get("/broken")
+    async def broken() -> None:
+        logging.getLogger("some.library").warning("about to break")
+        raise KeyError("broken")
+
+    async with serving(tmp_path) as server:
+        server.server.config.loaded_app.include_router(router)
+        logged.addHandler(handler)
+        try:
+            reply = await server.ask("GET", "/broken", headers={"X-Request-ID": "mine"})
+            await until(lambda: "Traceback" in stream.getvalue())
+        finally:
+            logged.removeHandler(handler)
+        assert (reply.status, reply.headers["x-request-id"]) == (500, "mine")
+        warned, failed = [orjson.loads(line) for line in stream.getvalue().splitlines()]
+        assert (warned["message"], warned["request_id"]) == ("about to break", "mine")
+        assert (failed["logger"], failed["request_id"]) == ("uvicorn.error", "mine")
+        assert failed["exception"].endswith("KeyError: 'broken'")
+
+
+async def test_a_failed_batch_names_all_its_requests(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(tmp_path) as server:
+        batcher = server.context.deployments.find("echo").batcher
+        server.engine.gate.clear()
+        busy = asyncio.create_task(server.infer(1))
+        await asyncio.to_thread(server.engine.entered.wait, 10)
+        failing = []
+        for name, value in (("a", 2.0), ("b", POISON)):
+            headers = {"X-Request-ID": name}
+            failing.append(asyncio.create_task(server.ask("POST", INFER, echo_body(value), headers)))
+            await until(lambda: batcher.queue_rows == len(failing))
+        server.engine.gate.set()
+        assert [(await reply).status for reply in (busy, *failing)] == [200, 500, 500]
+        (record,) = [record for record in caplog.records if "failed on a batch" in record.message]
+        said = vars(record)
+        assert (said["model"], said["version"], said["request_ids"]) == ("echo", "1", ["a", "b"])
+
+
+async def test_answers_are_noted_where_that_is_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "service.access_log")
+    async with serving(tmp_path) as server:
+        assert (await server.infer(1)).status == 200
+        assert not [record for record in caplog.records if record.name == "service.access_log"]
+        server.server.config.loaded_app.access_log = True
+        reader, writer = await server.connect()
+        writer.write(request("POST", INFER, echo_body(1)) + request("GET", "/nothing?key=secret"))
+        replies = [await read_reply(reader) for _ in range(2)]
+        writer.close()
+        notes = [record for record in caplog.records if record.name == "service.access_log"]
+        assert [note.getMessage() for note in notes] == [f"POST {INFER} 200", "GET /nothing 404"]
+        assert [vars(note)["answer_bytes"] for note in notes] == [len(reply.body) for reply in replies]
