@@ -1,5 +1,6 @@
 """The HTTP application: one context, the routes, and one form for every error."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -87,9 +88,11 @@ def create_app(settings: Settings, *, load: Callable[[Version], Loaded] | None =
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         loader.clear()
         await deployments.start()
+        sampling = asyncio.create_task(measured.keep_sampling())
         try:
             yield
         finally:
+            sampling.cancel()
             loader.stopping.set()
             await deployments.close()
             catalog.close()

@@ -281,7 +281,6 @@ class Batcher:
         for part in batch.parts:
             if part.start == 0:
                 metrics.queue_seconds.observe(batch.started_s - part.request.arrived_s)
-                statistics.queue.add(batch.started_s - part.request.arrived_s)
                 statistics.compute.add(batch.ended_s - batch.started_s)
             outputs = batch.outputs
             if self._rules.batchable:

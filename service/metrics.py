@@ -1,76 +1,20 @@
-"""What octet counts, by Prometheus names; each is counted once, in the place that its comment names.
+"""All metrics of a server. What inference counts is in `service.version_metrics`, gauges are here."""
 
-Label children are resolved once per deployment, not per request: see `Metrics.of`.
-"""
+import asyncio
+import time
+from collections.abc import Callable, Container
 
-import enum
-from collections.abc import Callable
-from dataclasses import dataclass
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, generate_latest
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from service.counting import Count
+from service.recent import SAMPLE_S
+from service.version_metrics import Outcome, VersionCollector, VersionMetrics
 
-from service.statistics import Statistics
+__all__ = ["CONTENT_TYPE", "Metrics", "Outcome", "VersionMetrics"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-# Seconds. Fine below 10 ms, where 8-bit engines live; the last one is past the default timeout.
-_LATENCY_BUCKETS_S = (
-    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
-    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
-)
-_ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _VERSION = ("model", "version")
-
-
-class Outcome(enum.StrEnum):
-    """How an inference request ended."""
-
-    SUCCESS = "success"
-    """Answered with outputs."""
-    INVALID = "invalid"
-    """The request was wrong: 4xx, except 429."""
-    REJECTED = "rejected"
-    """The queue was full: 429."""
-    UNAVAILABLE = "unavailable"
-    """No engine of the version may answer: 503."""
-    TIMEOUT = "timeout"
-    """Not answered in time: 504."""
-    FAILED = "failed"
-    """The engine or the server failed: 500."""
-    CANCELLED = "cancelled"
-    """The client left before its answer was there."""
-
-    @classmethod
-    def of_status(cls, status: int) -> "Outcome":
-        """The outcome that an HTTP status stands for."""
-        special = {429: cls.REJECTED, 503: cls.UNAVAILABLE, 504: cls.TIMEOUT}
-        if status in special:
-            return special[status]
-        if status < 400:
-            return cls.SUCCESS
-        return cls.INVALID if status < 500 else cls.FAILED
-
-
-@dataclass(frozen=True, kw_only=True)
-class VersionMetrics:
-    """The label children of one version of a model, ready for the hot path."""
-
-    model: str
-    version: str
-    # Counted by the inference route when a request ends.
-    requests: dict[Outcome, Counter]
-    # Counted by the inference route: rows of the requests that succeeded.
-    rows: Counter
-    # Seconds from a request's head to its encoded answer, whatever the outcome; by the inference route.
-    request_seconds: Histogram
-    # Seconds that a request's first rows waited for the engine; observed by the batcher.
-    queue_seconds: Histogram
-    # Seconds that the engine took for one batch; observed by the batcher.
-    compute_seconds: Histogram
-    # Rows of one batch, padding not counted; observed by the batcher.
-    batch_rows: Histogram
-    # The same and more for the protocol's statistics, which Prometheus cannot be asked for.
-    statistics: Statistics
 
 
 class Metrics:
@@ -78,31 +22,11 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(name, text, _VERSION, buckets=buckets, registry=registry)
-
-        self._requests = Counter(
-            "octet_requests",
-            "Inference requests by how they ended; without labels where no version was reached.",
-            (*_VERSION, "outcome"),
-            registry=registry,
-        )
-        self._rows = Counter("octet_rows", "Rows answered.", _VERSION, registry=registry)
-        self._request_seconds = histogram(
-            "octet_request_seconds", "From a request's head to its answer.", _LATENCY_BUCKETS_S
-        )
-        self._queue_seconds = histogram(
-            "octet_queue_seconds",
-            "How long a request's first rows waited for the engine.",
-            _LATENCY_BUCKETS_S,
-        )
-        self._compute_seconds = histogram(
-            "octet_compute_seconds", "How long the engine ran for one batch.", _LATENCY_BUCKETS_S
-        )
-        self._batch_rows = histogram(
-            "octet_batch_rows", "Rows in one batch, padding not counted.", _ROW_BUCKETS
-        )
+        # Memory, processor time and open files of this process, under the names that everybody uses for them.
+        ProcessCollector(registry=registry)
+        self._versions: dict[tuple[str, str], VersionMetrics] = {}
+        self._unrouted = {outcome: Count() for outcome in Outcome}
+        registry.register(VersionCollector(lambda: list(self._versions.values()), self._unrouted))
         self._queue_rows = self._gauge("octet_queue_rows", "Rows that wait for an engine.")
         self._inflight = self._gauge("octet_inflight_requests", "Requests admitted and not yet answered.")
         self._sqnr_db = self._gauge(
@@ -118,24 +42,26 @@ class Metrics:
         self._loaded = Gauge(
             "octet_models_loaded", "Versions that have an engine in memory.", registry=registry
         )
-        self._statistics: dict[tuple[str, str], Statistics] = {}
-        self._unrouted = {
-            outcome: self._requests.labels(model="", version="", outcome=outcome) for outcome in Outcome
-        }
 
     def of(self, model: str, version: str) -> VersionMetrics:
-        """The label children of a version, for its whole life in this server."""
-        return VersionMetrics(
-            model=model,
-            version=version,
-            requests={outcome: self._requests.labels(model, version, outcome) for outcome in Outcome},
-            rows=self._rows.labels(model, version),
-            request_seconds=self._request_seconds.labels(model, version),
-            queue_seconds=self._queue_seconds.labels(model, version),
-            compute_seconds=self._compute_seconds.labels(model, version),
-            batch_rows=self._batch_rows.labels(model, version),
-            statistics=self._statistics.setdefault((model, version), Statistics()),
-        )
+        """The counts of a version, the same ones each time that it is loaded."""
+        key = (model, version)
+        if key not in self._versions:
+            self._versions[key] = VersionMetrics(model=model, version=version)
+        return self._versions[key]
+
+    async def keep_sampling(self) -> None:
+        """Notes again and again how far all counts are, for what was done in the last seconds; until cancelled."""
+        while True:
+            now_s = time.monotonic()
+            for version in self._versions.values():
+                version.recent.sample(now_s)
+            await asyncio.sleep(SAMPLE_S)
+
+    def retain(self, versions: Container[tuple[str, str]]) -> None:
+        """Drops the counts of all others: those of deleted versions would pile up, and nothing counts on them."""
+        for key in [key for key in self._versions if key not in versions]:
+            del self._versions[key]
 
     def unrouted(self, outcome: Outcome) -> None:
         """Counts a request that reached no version; clients could make up names, so they are no labels."""

@@ -128,6 +128,10 @@ class Deployments:
         """Everything that has an engine in memory, or that of one model, by model and number."""
         return [self._loaded[key] for key in sorted(self._loaded) if model in (None, key[0])]
 
+    def loaded(self, model: str, number: int) -> Deployment | None:
+        """The deployment of a version, if it has an engine in memory."""
+        return self._loaded.get((model, number))
+
     def put_away(self, model: str) -> None:
         """Unloads a model; it stays so in this server until `bring_back`.
 
@@ -204,6 +208,8 @@ class Deployments:
         wanted = set(self._wanted())
         for key in self._loaded.keys() - wanted:
             self._unload(key)
+        kept = self._published.keys() | self._loaded.keys()
+        self._metrics.retain({(model, str(number)) for model, number in kept})
         for key in self._status.keys() - self._published.keys():
             del self._status[key]
             self._failures.pop(key, None)

@@ -12,23 +12,21 @@ class Duration:
     """How often something was done, and how long that took in all."""
 
     count: int = 0
-    ns: int = 0
+    seconds: float = 0.0
 
     def add(self, seconds: float) -> None:
         """Counts one more."""
         self.count += 1
-        self.ns += int(seconds * 1e9)
+        self.seconds += seconds
 
     def shown(self) -> dict[str, int]:
-        return {"count": self.count, "ns": self.ns}
+        return {"count": self.count, "ns": int(self.seconds * 1e9)}
 
 
 @dataclass(slots=True)
 class Statistics:
-    """Counts and durations of one version; those of requests count requests, however they were batched."""
+    """Counts and durations that only the protocol asks for; those of requests count requests, however batched."""
 
-    # Rows of requests that succeeded; by the inference route.
-    rows: int = 0
     # Runs of the engine that succeeded; by the batcher.
     executions: int = 0
     # When the last request was answered, as Unix time; by the inference route.
@@ -39,22 +37,22 @@ class Statistics:
     # Reading the tensors of a request and writing those of its response; by the inference route.
     decode: Duration = field(default_factory=Duration)
     encode: Duration = field(default_factory=Duration)
-    # Waiting of a request's first rows, and the run of the batch that they were in; by the batcher.
-    queue: Duration = field(default_factory=Duration)
+    # The run of the batch that a request's first rows were in; by the batcher.
     compute: Duration = field(default_factory=Duration)
 
-    def shown(self, model: str, version: str) -> dict[str, Any]:
-        """The entry of the version in `model_stats`; clients read every part of it without looking."""
+    def shown(self, *, rows: int, queue: Duration) -> dict[str, Any]:
+        """The entry of the version in `model_stats`, but for its name; clients read every part of it without looking.
+
+        `rows` of requests that succeeded, and how long requests waited in the `queue`, are counted as metrics.
+        """
         return {
-            "name": model,
-            "version": version,
             "last_inference": int(self.last_s * 1e3),
-            "inference_count": self.rows,
+            "inference_count": rows,
             "execution_count": self.executions,
             "inference_stats": {
                 "success": self.success.shown(),
                 "fail": self.fail.shown(),
-                "queue": self.queue.shown(),
+                "queue": queue.shown(),
                 "compute_input": self.decode.shown(),
                 "compute_infer": self.compute.shown(),
                 "compute_output": self.encode.shown(),

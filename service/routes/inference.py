@@ -153,7 +153,6 @@ class InferenceHandler:
         metrics.request_seconds.observe(seconds)
         if outcome is Outcome.SUCCESS:
             metrics.rows.inc(rows)
-            metrics.statistics.rows += rows
             metrics.statistics.last_s = time.time()
             metrics.statistics.success.add(seconds)
         else:

@@ -1,6 +1,7 @@
 """Models and their versions: `/v1/models`."""
 
 import asyncio
+import time
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from engines.report import Report
 from engines.report_page.page import CONTENT_SECURITY_POLICY, render
 from service.catalog import Version
 from service.context import Context
+from service.deployment import Deployment
 from service.errors import BadRequestError, NotFoundError
 from service.negotiation import preferred
 from service.responses import JSON, json_response
@@ -188,8 +190,9 @@ def _model(context: Context, name: str, versions: list[Version]) -> dict[str, An
 
 
 def _version(context: Context, version: Version) -> dict[str, Any]:
-    """A version as clients see it; state, precision and reason are those of this server."""
+    """A version as clients see it; state, precision, reason and what it does now are those of this server."""
     status = context.deployments.status(version.model, version.number)
+    deployment = context.deployments.loaded(version.model, version.number)
     return {
         "model": version.model,
         "version": version.number,
@@ -198,7 +201,26 @@ def _version(context: Context, version: Version) -> dict[str, Any]:
         "state": status.state,
         "precision": status.precision,
         "reason": status.reason,
+        "live": None if deployment is None else _live(deployment),
         "summary": version.summary,
         "options": version.options.model_dump(mode="json"),
         "created_at": version.created_at,
     }
+
+
+def _live(deployment: Deployment) -> dict[str, Any]:
+    """What a loaded version does now."""
+    rates = deployment.metrics.recent.rates(time.monotonic())
+    return {
+        "queue_rows": deployment.batcher.queue_rows,
+        "inflight_requests": deployment.batcher.inflight_requests,
+        "window_s": round(rates.window_s, 1),
+        "requests_per_s": round(rates.requests_per_s, 2),
+        "rows_per_s": round(rates.rows_per_s, 2),
+        "p50_ms": _rounded(rates.p50_ms),
+        "p99_ms": _rounded(rates.p99_ms),
+    }
+
+
+def _rounded(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else round(milliseconds, 3)

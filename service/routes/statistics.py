@@ -1,12 +1,15 @@
 """The protocol's statistics extension, in the shape that NVIDIA's perf_analyzer reads."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from service.context import context_of
 from service.deployment import Deployment
 from service.responses import json_response
+from service.statistics import Duration
+from service.version_metrics import VersionMetrics
 
 router = APIRouter(prefix="/v2/models", tags=["inference"])
 
@@ -34,9 +37,13 @@ async def version_statistics(request: Request, name: str, version: str) -> Respo
 def _shown(deployments: Iterable[Deployment]) -> Response:
     return json_response(
         {
-            "model_stats": [
-                deployment.metrics.statistics.shown(deployment.model, deployment.version)
-                for deployment in deployments
-            ]
+            "model_stats": [_entry(deployment.metrics) for deployment in deployments],
         }
     )
+
+
+def _entry(metrics: VersionMetrics) -> dict[str, Any]:
+    waited = metrics.queue_seconds
+    queue = Duration(count=waited.count, seconds=waited.sum)
+    shown = metrics.statistics.shown(rows=metrics.rows.value, queue=queue)
+    return {"name": metrics.model, "version": metrics.version, **shown}

@@ -110,9 +110,11 @@ async def serving(
 ) -> AsyncIterator[LiveServer]:
     """A server that serves the model `echo`."""
     engine = engine or EchoEngine()
+    first = iter([engine])
 
     def load(version: Version) -> Loaded:
-        loaded = EchoEngine() if engine.closed else engine
+        # Once: an engine that was unloaded may not be closed yet when its model is loaded again.
+        loaded = next(first, None) or EchoEngine()
         return Loaded(
             engine=loaded,
             signature=Signature.of(loaded.inputs, loaded.outputs, free_rows=True),

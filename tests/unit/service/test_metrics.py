@@ -78,6 +78,41 @@ def test_an_unloaded_version_loses_its_gauges_and_keeps_its_counters() -> None:
     assert metrics.registry.get_sample_value("octet_rows_total", LABELS) == 3
 
 
+def test_a_deleted_version_leaves_nothing() -> None:
+    metrics = Metrics()
+    metrics.of("m", "1").rows.inc(3)
+    metrics.of("m", "2").rows.inc(3)
+    metrics.retain({("m", "2")})
+    assert all('version="1"' not in line for line in lines(metrics, "octet_"))
+    assert metrics.registry.get_sample_value("octet_rows_total", LABELS) == 3
+
+
+def test_a_version_that_is_loaded_again_counts_on() -> None:
+    metrics = Metrics()
+    metrics.of("m", "2").rows.inc(3)
+    assert metrics.of("m", "2").rows.value == 3
+
+
+def test_histograms_have_buckets_from_a_tenth_of_a_millisecond_to_minutes() -> None:
+    metrics = Metrics()
+    version = metrics.of("m", "2")
+    for seconds in (0.00009, 0.0001, 0.003, 200.0):
+        version.request_seconds.observe(seconds)
+    version.batch_rows.observe(3)
+    bucket = "octet_request_seconds_bucket"
+    values = {line.split('le="')[1].split('"')[0]: float(line.split()[-1]) for line in lines(metrics, bucket)}
+    assert (values["0.0001"], values["0.0025"], values["0.005"], values["100.0"]) == (2, 2, 3, 3)
+    assert values["+Inf"] == 4
+    assert len(values) == 20
+    assert metrics.registry.get_sample_value("octet_request_seconds_sum", LABELS) == pytest.approx(200.00319)
+    assert metrics.registry.get_sample_value("octet_batch_rows_bucket", LABELS | {"le": "2.0"}) == 0
+    assert metrics.registry.get_sample_value("octet_batch_rows_bucket", LABELS | {"le": "4.0"}) == 1
+
+
+def test_the_process_itself_is_measured() -> None:
+    assert lines(Metrics(), "process_resident_memory_bytes")
+
+
 def test_servers_in_one_process_do_not_share_counts() -> None:
     first, second = Metrics(), Metrics()
     first.of("m", "2").rows.inc()

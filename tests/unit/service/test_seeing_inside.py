@@ -3,6 +3,7 @@
 import asyncio
 import io
 import logging
+import time
 from pathlib import Path
 
 import orjson
@@ -63,6 +64,30 @@ async def test_what_is_logged_for_a_request_has_its_name(tmp_path: Path) -> None
         assert (warned["message"], warned["request_id"]) == ("about to break", "mine")
         assert (failed["logger"], failed["request_id"]) == ("uvicorn.error", "mine")
         assert failed["exception"].endswith("KeyError: 'broken'")
+
+
+async def test_a_model_shows_what_it_does_now(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        server.context.metrics.of("echo", "1").recent.sample(time.monotonic() - 1.0)
+        for value in range(5):
+            await server.infer(value, value)
+        for path in ("/v1/models/echo/versions/1", "/v1/models/echo", "/v1/models"):
+            shown = (await server.ask("GET", path)).json
+            for key in ("models", "versions"):
+                shown = shown[key][0] if key in shown else shown
+            live = shown["live"]
+            assert 0 < live["requests_per_s"] <= 5, path
+            assert live["rows_per_s"] == pytest.approx(2 * live["requests_per_s"], rel=0.01)
+            assert 0 < live["p50_ms"] <= live["p99_ms"]
+            assert (live["queue_rows"], live["inflight_requests"]) == (0, 0)
+        await server.ask("POST", "/v2/repository/models/echo/unload")
+        assert (await server.ask("GET", "/v1/models/echo/versions/1")).json["live"] is None
+
+
+async def test_counts_are_sampled_while_the_server_runs(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        samples = server.context.metrics.of("echo", "1").recent._samples
+        await until(lambda: len(samples) >= 2)
 
 
 async def test_a_failed_batch_names_all_its_requests(
