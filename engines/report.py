@@ -227,10 +227,24 @@ class Report(_Part):
             InvalidArtifactError: it is missing or damaged.
         """
         try:
-            return cls.model_validate_json(path.read_bytes())
-        except (OSError, pydantic.ValidationError) as error:
+            return cls.parse(path.read_bytes())
+        except OSError as error:
             raise InvalidArtifactError(
-                f"{path.name!r} is missing or damaged; restore it or build the version again."
+                f"{path.name!r} is missing; restore it or build the version again."
+            ) from error
+
+    @classmethod
+    def parse(cls, content: bytes) -> Self:
+        """Reads a report's JSON.
+
+        Raises:
+            InvalidArtifactError: it is damaged.
+        """
+        try:
+            return cls.model_validate_json(content)
+        except pydantic.ValidationError as error:
+            raise InvalidArtifactError(
+                "the report is damaged; restore it or build the version again."
             ) from error
 
     @property

@@ -35,6 +35,7 @@ from service.catalog import Catalog, Version
 from service.protocol import datatype
 from service.settings import Settings
 from service.storage import BlobStore
+from service.stores import open_store
 
 DIGITS = Path(__file__).parent.parent / "examples" / "digits"
 PRECISIONS = (Precision.FP32, Precision.INT8)
@@ -171,7 +172,7 @@ def in_process(
 ) -> dict[tuple[Precision, int], Looped]:
     """The engines of the stopped service in a loop here, by precision and batch rows."""
     settings = Settings(home=home)
-    catalog, store = Catalog(settings.catalog_url), BlobStore(settings.store_folder)
+    catalog, store = Catalog(settings.catalog_url), open_store(settings)
     loops = {}
     for version in catalog.versions():
         precision = Precision(version.model)

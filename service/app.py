@@ -26,7 +26,7 @@ from service.routes.inference import InferenceHandler, infer_address
 from service.sandbox import Limits
 from service.serving import Deployments
 from service.settings import Settings
-from service.storage import BlobStore
+from service.stores import open_store
 
 
 class OctetApp(FastAPI):
@@ -73,7 +73,7 @@ def create_app(settings: Settings, *, load: Callable[[Version], Loaded] | None =
     `load` gives a warm engine of a version; left out, versions are loaded from the store.
     """
     measured = Metrics()
-    catalog, store = Catalog(settings.catalog_url), BlobStore(settings.store_folder)
+    catalog, store = Catalog(settings.catalog_url), open_store(settings)
     measured.registry.register(BuildCollector(catalog))
     loader = VersionLoader(
         store=store,

@@ -87,6 +87,19 @@ class StorageFullError(ServiceError):
     code = "storage.full"
 
 
+class UnavailableError(ServiceError):
+    """Something that octet is built on does not answer for now; nothing is lost."""
+
+    code = "service.unavailable"
+    retry_after_s = 5
+
+
+class StoreUnavailableError(UnavailableError):
+    """The store does not answer, or lets nobody in."""
+
+    code = "storage.unavailable"
+
+
 class StartError(ServiceError):
     """The service cannot start as it was told to; the message says what to change."""
 
@@ -106,6 +119,8 @@ STATUS: dict[type[Exception], int] = {
     SandboxCrashError: 500,
     CancelledBuildError: 409,
     StorageFullError: 507,
+    UnavailableError: 503,
+    StoreUnavailableError: 503,
     StartError: 500,
     engine_errors.InvalidModelError: 422,
     engine_errors.UnsupportedModelError: 422,

@@ -3,6 +3,7 @@
 import ipaddress
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
 
 import pydantic
 from pydantic import Field, field_validator
@@ -23,6 +24,9 @@ class Settings(BaseSettings):
 
     # Folder of everything that octet keeps: catalog, blobs, engines. A local disk; one service at a time.
     home: Path = Path("~/.octet")
+    # Where blobs are kept: a folder under `home` when unset; s3://bucket/prefix, with the credentials in the AWS_*
+    # variables, or file:///folder on a disk that all machines have mounted, once there is more than one machine.
+    store_url: str | None = None
     # Address to listen on. Anything but loopback needs `no_auth`, since there are no keys yet.
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
@@ -48,6 +52,18 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, home: Path) -> Path:
         return home.expanduser().absolute()
+
+    @field_validator("store_url")
+    @classmethod
+    def _store(cls, url: str | None) -> str | None:
+        parts = urlsplit(url or "")
+        if (
+            url
+            and not (parts.scheme == "s3" and parts.netloc)
+            and not (parts.scheme == "file" and parts.path)
+        ):
+            raise ValueError("Expected s3://bucket/prefix or file:///folder")
+        return url or None
 
     @classmethod
     def load(cls) -> Self:
@@ -84,11 +100,6 @@ class Settings(BaseSettings):
     def queue_url(self) -> str:
         """SQLAlchemy's address of the durable queue."""
         return f"sqlite:///{self.home / 'queue.db'}"
-
-    @property
-    def store_folder(self) -> Path:
-        """Where blobs are kept."""
-        return self.home / "store"
 
     @property
     def engine_cache(self) -> Path:

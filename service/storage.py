@@ -1,7 +1,8 @@
-"""Blobs by content address in a local folder: a name is a promise about the bytes.
+"""Blobs by content address: a name is a promise about the bytes.
 
-A blob is written to `incoming/`, flushed to the disk, and only then renamed to its address; the folders are
-flushed too. Whoever was told a digest finds exactly those bytes, also after the power went.
+A blob is hashed while it is written to a file of this machine, `incoming/`, flushed, and only then handed to the
+store, whole and under its address. Whoever was told a digest finds exactly those bytes: they are hashed again
+wherever they are read.
 """
 
 import errno
@@ -10,6 +11,7 @@ import os
 import re
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,48 +19,87 @@ from typing import Self
 
 from engines.errors import InvalidArtifactError
 from service.crashpoints import reached
+from service.durable_files import make_durable_folder, modified
 from service.errors import StorageFullError
 
-_CHUNK_BYTES = 1 << 20
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+CHUNK_BYTES = 1 << 20
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
-class BlobStore:
-    """Blobs under `root`. Any number of processes may use the same folder."""
+class BlobStore(ABC):
+    """Where blobs are kept. Any number of processes may use the same one."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._incoming = root / "incoming"
-        self._blobs = root / "sha256"
+    def __init__(self, incoming: Path) -> None:
+        """`incoming` is the folder of this machine in which blobs are written before the store gets them."""
+        self.incoming = incoming
+
+    @abstractmethod
+    def adopt(self, file: Path, digest: str) -> None:
+        """Makes a flushed file of ours the blob `digest`, durably; one that is there already is young again.
+
+        Raises:
+            StorageFullError: no room is left.
+            StoreUnavailableError: the store does not answer.
+        """
+
+    @abstractmethod
+    def size_bytes(self, digest: str) -> int:
+        """How long the blob is.
+
+        Raises:
+            InvalidArtifactError: no such blob.
+            StoreUnavailableError: the store does not answer.
+        """
+
+    @abstractmethod
+    def delete(self, digest: str) -> None:
+        """Removes the blob if it is there."""
+
+    @abstractmethod
+    def digests(self, *, older_than_s: float) -> Iterator[str]:
+        """Blobs that nobody has stored, or stored again, in the last `older_than_s` seconds."""
+
+    @abstractmethod
+    def _chunks(self, digest: str) -> Iterator[bytes]:
+        """The bytes that are kept under `digest`, whatever they are; raises as `size_bytes` does."""
 
     def writer(self) -> "BlobWriter":
         """A writer that hashes what it is given; nothing is stored until it commits."""
-        _make_durable_folder(self._incoming)
-        return BlobWriter(self._incoming / uuid.uuid4().hex, self._blobs)
+        make_durable_folder(self.incoming)
+        return BlobWriter(self.incoming / uuid.uuid4().hex, self)
 
     def put(self, path: Path) -> str:
         """Stores a copy of the file `path` and returns its digest.
 
         Raises:
-            StorageFullError: the disk is full.
+            StorageFullError: no room is left.
+            StoreUnavailableError: the store does not answer.
         """
         with self.writer() as writer, path.open("rb") as source:
-            while chunk := source.read(_CHUNK_BYTES):
+            while chunk := source.read(CHUNK_BYTES):
                 writer.write(chunk)
             return writer.commit()
 
-    def path(self, digest: str) -> Path:
-        """Where the blob lies. It is shared and must not be written to.
+    def read(self, digest: str) -> Iterator[bytes]:
+        """The blob in pieces, the last of which comes only once all bytes were seen to be those of the digest.
 
         Raises:
-            InvalidArtifactError: no such blob.
+            InvalidArtifactError: the blob is missing, or its bytes are others.
+            StoreUnavailableError: the store does not answer.
         """
-        path = self._address(digest)
-        if not path.is_file():
+        hasher, held = hashlib.sha256(), b""
+        for chunk in self._chunks(digest):
+            hasher.update(chunk)
+            if held:
+                yield held
+            held = chunk
+        if f"sha256:{hasher.hexdigest()}" != digest:
             raise InvalidArtifactError(
-                f"the stored file {digest} is missing from {self.root}; restore a backup, or build again."
+                f"the stored file {digest} has changed in the store: its bytes now hash to "
+                f"sha256:{hasher.hexdigest()}; restore it from a backup, or build again."
             )
-        return path
+        if held:
+            yield held
 
     def materialise(self, files: Mapping[str, str], folder: Path) -> None:
         """Copies the blobs `files` (relative name -> digest) into `folder`, checking every byte on the way.
@@ -68,58 +109,35 @@ class BlobStore:
         Raises:
             InvalidArtifactError: a blob is missing, or its bytes are not those of its digest.
             StorageFullError: the disk is full.
+            StoreUnavailableError: the store does not answer.
         """
         for name, digest in files.items():
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            hasher = hashlib.sha256()
             try:
-                with self.path(digest).open("rb") as source, target.open("wb") as copy:
-                    while chunk := source.read(_CHUNK_BYTES):
-                        hasher.update(chunk)
-                        copy.write(chunk)
+                with target.open("wb") as copy:
+                    copy.writelines(self.read(digest))
             except OSError as error:
-                raise _translated(error, folder) from error
-            if f"sha256:{hasher.hexdigest()}" != digest:
+                raise translated(error, folder) from error
+            except InvalidArtifactError as error:
                 target.unlink()
-                raise InvalidArtifactError(
-                    f"the stored file {digest} ({name}) has changed on the disk: its bytes now hash to "
-                    f"sha256:{hasher.hexdigest()}; restore it from a backup, or build again."
-                )
-
-    def delete(self, digest: str) -> None:
-        """Removes the blob if it is there."""
-        self._address(digest).unlink(missing_ok=True)
-
-    def digests(self, *, older_than_s: float) -> Iterator[str]:
-        """Blobs that nobody has stored, or stored again, in the last `older_than_s` seconds."""
-        horizon = time.time() - older_than_s
-        for path in self._blobs.glob("??/*"):
-            if _DIGEST.fullmatch(f"sha256:{path.name}") and _modified(path) < horizon:
-                yield f"sha256:{path.name}"
+                raise InvalidArtifactError(f"{name!r} cannot be read back: {error}") from error
 
     def remove_stale(self, *, older_than_s: float) -> int:
         """Removes what killed writers left behind: files without a write for so long. Returns how many."""
         horizon = time.time() - older_than_s
-        stale = [path for path in self._incoming.glob("*") if _modified(path) < horizon]
+        stale = [path for path in self.incoming.glob("*") if modified(path) < horizon]
         for path in stale:
             path.unlink(missing_ok=True)
         return len(stale)
-
-    def _address(self, digest: str) -> Path:
-        if not _DIGEST.fullmatch(digest):
-            raise InvalidArtifactError(
-                f"{digest!r} is no digest; expected sha256: and 64 hexadecimal digits."
-            )
-        return _address(self._blobs, digest)
 
 
 class BlobWriter:
     """Writes one blob; leave the `with` block without `commit` and nothing remains."""
 
-    def __init__(self, temporary: Path, blobs: Path) -> None:
+    def __init__(self, temporary: Path, store: BlobStore) -> None:
         self._path = temporary
-        self._blobs = blobs
+        self._store = store
         self._hasher = hashlib.sha256()
         self._file = temporary.open("xb")
         self.bytes_written = 0
@@ -133,7 +151,7 @@ class BlobWriter:
         try:
             self._file.write(chunk)
         except OSError as error:
-            raise _translated(error, self._blobs) from error
+            raise translated(error, self._path.parent) from error
         self._hasher.update(chunk)
         self.bytes_written += len(chunk)
 
@@ -149,25 +167,23 @@ class BlobWriter:
             os.fsync(self._file.fileno())
             self._file.close()
         except OSError as error:
-            raise _translated(error, self._blobs) from error
+            raise translated(error, self._path.parent) from error
 
     def commit(self) -> str:
-        """Makes the blob durable under its digest, which is returned.
+        """Makes the blob durable under its digest, which is returned. May be called again where it failed.
 
         Raises:
-            StorageFullError: the disk is full.
+            StorageFullError: no room is left.
+            StoreUnavailableError: the store does not answer.
         """
         if not self._file.closed:
             self.seal()
         digest = f"sha256:{self._hasher.hexdigest()}"
-        try:
-            _adopt(self._path, _address(self._blobs, digest))
-        except OSError as error:
-            raise _translated(error, self._blobs) from error
+        self._store.adopt(self._path, digest)
         return digest
 
     def discard(self) -> None:
-        """Gives up what was written. Idempotent; does nothing after `commit`."""
+        """Gives up what was written. Idempotent; the blob stays after `commit`."""
         try:
             self._file.close()
         except OSError:
@@ -185,45 +201,27 @@ class BlobWriter:
         self.discard()
 
 
-def _address(blobs: Path, digest: str) -> Path:
+def address(digest: str) -> str:
+    """Where a store keeps the blob: a relative path with `/`.
+
+    Raises:
+        InvalidArtifactError: it is no digest.
+    """
+    if not DIGEST.fullmatch(digest):
+        raise InvalidArtifactError(f"{digest!r} is no digest; expected sha256: and 64 hexadecimal digits.")
     name = digest.removeprefix("sha256:")
-    return blobs / name[:2] / name
+    return f"sha256/{name[:2]}/{name}"
 
 
-def _adopt(temporary: Path, address: Path) -> None:
-    """Moves a flushed file to its address; one that is there already is replaced by itself, young again."""
-    _make_durable_folder(address.parent)
-    reached("blob.before_rename")
-    temporary.replace(address)
-    _flush_folder(address.parent)
-    reached("blob.after_rename")
+def missing(digest: str, where: object) -> InvalidArtifactError:
+    """The error of a blob that is not there."""
+    return InvalidArtifactError(
+        f"the stored file {digest} is missing from {where}; restore a backup, or build again."
+    )
 
 
-def _make_durable_folder(folder: Path) -> None:
-    """Makes the folder and the missing ones above it, each entry flushed in its parent."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in missing:
-        _flush_folder(path.parent)
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _modified(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        # Somebody else has just removed it; infinitely young is left alone.
-        return float("inf")
-
-
-def _translated(error: OSError, folder: Path) -> Exception:
+def translated(error: OSError, folder: Path) -> Exception:
+    """The error to raise for one of the operating system."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageFullError(
             f"the disk that holds {folder} is full; free some space and send the request again."

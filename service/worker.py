@@ -16,6 +16,7 @@ from service.logs import configure_logging
 from service.sandbox import Limits, Sandbox
 from service.settings import Settings
 from service.storage import BlobStore
+from service.stores import open_store
 from service.workflow import BuildQueue
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def main() -> None:
 def run(settings: Settings) -> None:
     """Works through the queue for ever."""
     catalog = Catalog(settings.catalog_url)
-    store = BlobStore(settings.store_folder)
+    store = open_store(settings)
     builder = Builder(
         catalog=catalog, store=store, folder=settings.home / "work", sandbox=lambda: build_sandbox(settings)
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request, Response
-from fastapi.responses import FileResponse
+from fastapi.responses import StreamingResponse
 
 from engines import workspace
 from engines.external_weights import moved, weights_path
@@ -69,10 +69,10 @@ async def get_report(request: Request, name: str, version: str) -> Response:
     """The report of the build: JSON, or a page for people where Accept prefers text/html."""
     context = _context(request)
     found = await _find(context, name, version)
-    file = _file(context, found, workspace.REPORT)
+    report = await asyncio.to_thread(_content, context, found, workspace.REPORT)
     if preferred(",".join(request.headers.getlist("accept")), (JSON, HTML)) == JSON:
-        return FileResponse(file, media_type=JSON, headers=_REPORT_HEADERS)
-    page = await asyncio.to_thread(_page, file, f"{found.model}, version {found.number}")
+        return Response(report, media_type=JSON, headers=_REPORT_HEADERS)
+    page = await asyncio.to_thread(_page, report, f"{found.model}, version {found.number}")
     return Response(
         page,
         media_type=HTML,
@@ -86,13 +86,13 @@ async def get_artifact(request: Request, name: str, version: str) -> Response:
     context = _context(request)
     found = await _find(context, name, version)
     model, weights = _artifact(found)
-    file, saved_as = _file(context, found, model), _saved_as(found)
+    saved_as = _saved_as(found)
     if weights not in found.files:
-        return FileResponse(file, media_type=_BINARY, filename=saved_as)
+        return await _download(context, found, model, saved_as)
     # Beside its weights as both are saved, not as they are kept here.
-    content = await asyncio.to_thread(lambda: moved(file.read_bytes(), weights_path(Path(saved_as)).name))
+    content = await asyncio.to_thread(_content, context, found, model)
     return Response(
-        content, media_type=_BINARY, headers={"Content-Disposition": f'attachment; filename="{saved_as}"'}
+        moved(content, weights_path(Path(saved_as)).name), media_type=_BINARY, headers=_attachment(saved_as)
     )
 
 
@@ -107,7 +107,7 @@ async def get_artifact_weights(request: Request, name: str, version: str) -> Res
             f"version {found.number} of model {found.model!r} has no weights beside its artifact: they are inside it."
         )
     saved_as = weights_path(Path(_saved_as(found))).name
-    return FileResponse(_file(context, found, weights), media_type=_BINARY, filename=saved_as)
+    return await _download(context, found, weights, saved_as)
 
 
 @router.put("/{name}/default")
@@ -152,13 +152,32 @@ async def _find(context: Context, name: str, version: str) -> Version:
     return await asyncio.to_thread(context.catalog.version, name, _number(version))
 
 
-def _file(context: Context, version: Version, name: str) -> Path:
+async def _download(context: Context, version: Version, name: str, saved_as: str) -> Response:
+    """A file of the version as it is kept; a byte that is not what it was cuts the answer off."""
+    digest = _digest(version, name)
+    size_bytes = await asyncio.to_thread(context.store.size_bytes, digest)
+    return StreamingResponse(
+        context.store.read(digest),
+        media_type=_BINARY,
+        headers={"Content-Length": str(size_bytes), **_attachment(saved_as)},
+    )
+
+
+def _content(context: Context, version: Version, name: str) -> bytes:
+    return b"".join(context.store.read(_digest(version, name)))
+
+
+def _attachment(saved_as: str) -> dict[str, str]:
+    return {"Content-Disposition": f'attachment; filename="{saved_as}"'}
+
+
+def _digest(version: Version, name: str) -> str:
     digest = version.files.get(name)
     if digest is None:
         raise NotFoundError(
             f"version {version.number} of model {version.model!r} has no file {name}; build it again."
         )
-    return context.store.path(digest)
+    return digest
 
 
 def _artifact(version: Version) -> tuple[str, str]:
@@ -172,12 +191,12 @@ def _saved_as(version: Version) -> str:
     return f"{version.model}-{version.number}.onnx"
 
 
-def _page(report: Path, title: str) -> str:
-    return render(Report.load(report), title=title)
+def _page(report: bytes, title: str) -> str:
+    return render(Report.parse(report), title=title)
 
 
 def _sizes(context: Context, version: Version) -> dict[str, int]:
-    return {name: context.store.path(digest).stat().st_size for name, digest in version.files.items()}
+    return {name: context.store.size_bytes(digest) for name, digest in version.files.items()}
 
 
 def _model(context: Context, name: str, versions: list[Version]) -> dict[str, Any]:

@@ -41,7 +41,9 @@ def points(octet: Octet) -> list[str]:
 
 
 def test_every_point_in_the_code_is_passed(points: list[str]) -> None:
-    source = "".join(path.read_text() for path in (ROOT / "service").glob("*.py"))
+    source = "".join(
+        path.read_text() for path in (ROOT / "service").glob("*.py") if path.stem != "object_store"
+    )
     written = set(re.findall(r'reached\("([a-z._]+)"', source))
     assert len(written) >= 10
     assert written == {point.split(" ")[1] for point in points}

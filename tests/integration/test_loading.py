@@ -17,9 +17,10 @@ from engines.runtimes.reference import ReferenceSession
 from engines.workspace import PREPARED, PROOF, QUANTIZED, Workspace
 from service.catalog import Version
 from service.errors import CancelledBuildError, SandboxError
+from service.folder_store import FolderStore
 from service.loading import VersionLoader
 from service.sandbox import Limits
-from service.storage import BlobStore
+from service.storage import BlobStore, address
 from tests.unit.engines.onnx_graphs import conv_net, image_rows
 
 OPTIONS = BuildOptions.parse({"batching": {"max_batch_rows": 4}})
@@ -39,7 +40,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 def loader(tmp_path: Path, **changes: object) -> VersionLoader:
     given: dict[str, object] = {"limits": LIMITS, **changes}
     return VersionLoader(
-        store=BlobStore(tmp_path / "store"),
+        store=FolderStore(tmp_path / "store"),
         folder=tmp_path / "serving",
         cache=tmp_path / "engines",
         threads=1,
@@ -102,10 +103,8 @@ def test_a_missing_file_is_named(built: Workspace, tmp_path: Path) -> None:
 def test_bytes_that_changed_in_the_store_are_not_loaded(built: Workspace, tmp_path: Path) -> None:
     loads = loader(tmp_path)
     version = published(built, loads.store)
-    blob = loads.store.path(version.files[PROOF])
-    blob.chmod(0o600)
-    blob.write_bytes(b"something else")
-    with pytest.raises(InvalidArtifactError, match="has changed on the disk"):
+    (tmp_path / "store" / address(version.files[PROOF])).write_bytes(b"something else")
+    with pytest.raises(InvalidArtifactError, match="has changed in the store"):
         loads.load(version)
     assert not (tmp_path / "serving" / "b1").exists()
 

@@ -17,6 +17,7 @@ CONFINED = {
     "tensorrt": "engines.runtimes.tensorrt",
     "pycuda": "engines.runtimes.cuda",
     "dbos": "service.workflow",
+    "obstore": "service.object_store",
 }
 MOST_LINES = 350
 

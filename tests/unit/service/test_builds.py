@@ -11,8 +11,9 @@ from engines.options import BuildOptions
 from engines.workspace import PREPARED, QUANTIZED, REPORT, UPLOADED_MODEL
 from service.builds import Builder, BuildRun
 from service.catalog import BuildState, Catalog, NewBuild, Version
+from service.folder_store import FolderStore
 from service.sandbox import Limits, Sandbox
-from service.storage import BlobStore
+from service.storage import address
 
 
 def stand_in_sandbox() -> Sandbox:
@@ -28,7 +29,7 @@ def builder(tmp_path: Path) -> Iterator[Builder]:
     catalog = Catalog(f"sqlite:///{tmp_path / 'catalog.db'}")
     yield Builder(
         catalog=catalog,
-        store=BlobStore(tmp_path / "store"),
+        store=FolderStore(tmp_path / "store"),
         folder=tmp_path / "work",
         sandbox=stand_in_sandbox,
     )
@@ -60,6 +61,10 @@ def carry_out(run: BuildRun) -> int | None:
     return run.publish(plan, files, summary)
 
 
+def content(builder: Builder, digest: str) -> str:
+    return b"".join(builder.store.read(digest)).decode()
+
+
 def published(builder: Builder) -> list[Version]:
     return builder.catalog.versions()
 
@@ -74,7 +79,7 @@ def test_carries_a_build_out_and_publishes_what_serving_needs(builder: Builder) 
     assert list(build.timings) == ["validate", "calibrate", "verify"]
     [version] = published(builder)
     assert sorted(version.files) == sorted([UPLOADED_MODEL, PREPARED, QUANTIZED, REPORT, "validated.json"])
-    assert builder.store.path(version.files[QUANTIZED]).read_text() == "quantized model"
+    assert content(builder, version.files[QUANTIZED]) == "quantized model"
     assert version.summary["last"] == "verify"
 
 
@@ -101,7 +106,7 @@ def test_goes_on_in_another_process_from_the_files_of_the_phases_before(builder:
     with builder.run(build_id) as run:
         third = run.phase(plan, 2, first["files"] | second["files"])
         assert third is not None
-    assert builder.store.path(third["files"][REPORT]).read_text() == '{"of": "quantized model"}'
+    assert content(builder, third["files"][REPORT]) == '{"of": "quantized model"}'
 
 
 def test_repeating_a_phase_and_publishing_changes_nothing(builder: Builder) -> None:
@@ -208,7 +213,8 @@ def test_progress_rises_through_the_phases(builder: Builder) -> None:
 
 def test_a_blob_that_changed_on_the_disk_fails_the_build(builder: Builder) -> None:
     build_id = accept(builder, "model")
-    builder.store.path(builder.catalog.build(build_id).files[UPLOADED_MODEL]).write_text("other")
+    digest = builder.catalog.build(build_id).files[UPLOADED_MODEL]
+    (builder.folder.parent / "store" / address(digest)).write_text("other")
     with builder.run(build_id) as run:
         assert carry_out(run) is None
     assert builder.catalog.build(build_id).code == "artifact.invalid"

@@ -37,7 +37,14 @@ def test_a_relative_home_is_taken_from_here(monkeypatch: pytest.MonkeyPatch, tmp
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("OCTET_PORT", "0"), ("OCTET_PORT", "http"), ("OCTET_THREADS", "0"), ("OCTET_BUILD_TIMEOUT_S", "inf")],
+    [
+        ("OCTET_STORE_URL", "gs://bucket"),
+        ("OCTET_STORE_URL", "s3:///prefix"),
+        ("OCTET_PORT", "0"),
+        ("OCTET_PORT", "http"),
+        ("OCTET_THREADS", "0"),
+        ("OCTET_BUILD_TIMEOUT_S", "inf"),
+    ],
 )
 def test_a_value_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)

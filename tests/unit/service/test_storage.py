@@ -1,19 +1,81 @@
-import errno
+"""What every store keeps to, run against each of them."""
+
+import datetime as dt
 import hashlib
 import os
 import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 
+import obstore
 import pytest
 
 from engines.errors import InvalidArtifactError
-from service.errors import StorageFullError
-from service.storage import BlobStore
+from service.folder_store import FolderStore
+from service.object_store import ObjectStore
+from service.storage import BlobStore, address
+from tests.s3 import BUCKET, s3_environment, s3_server
+
+
+class Keeping(ABC):
+    """A store, and the hands of somebody who reaches behind it."""
+
+    store: BlobStore
+
+    @abstractmethod
+    def overwrite(self, digest: str, data: bytes) -> None: ...
+
+    @abstractmethod
+    def age(self, digest: str, seconds: float) -> None: ...
+
+
+class InFolder(Keeping):
+    def __init__(self, root: Path) -> None:
+        self.store = FolderStore(root)
+        self._root = root
+
+    def overwrite(self, digest: str, data: bytes) -> None:
+        (self._root / address(digest)).write_bytes(data)
+
+    def age(self, digest: str, seconds: float) -> None:
+        age(self._root / address(digest), seconds)
+
+
+class InS3(Keeping):
+    def __init__(self, incoming: Path) -> None:
+        self._prefix = uuid.uuid4().hex
+        self.store: ObjectStore = ObjectStore(BUCKET, self._prefix, incoming=incoming)
+
+    def overwrite(self, digest: str, data: bytes) -> None:
+        obstore.put(self.store._s3, address(digest), data)
+
+    def age(self, digest: str, seconds: float) -> None:
+        from moto.s3.models import s3_backends  # noqa: PLC0415 # loads for seconds
+
+        [backends] = [account["global"] for account in s3_backends.values() if "global" in account]
+        key = backends.get_object(BUCKET, f"{self._prefix}/{address(digest)}")
+        key.last_modified = dt.datetime.now(dt.UTC).replace(tzinfo=None) - dt.timedelta(seconds=seconds)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    with s3_server() as url, s3_environment(url):
+        yield url
+
+
+@pytest.fixture(params=["folder", "s3"])
+def keeping(request: pytest.FixtureRequest, tmp_path: Path) -> Keeping:
+    if request.param == "folder":
+        return InFolder(tmp_path / "store")
+    request.getfixturevalue("s3")
+    return InS3(tmp_path / "incoming")
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> BlobStore:
-    return BlobStore(tmp_path / "store")
+def store(keeping: Keeping) -> BlobStore:
+    return keeping.store
 
 
 def stored(store: BlobStore, data: bytes) -> str:
@@ -22,8 +84,12 @@ def stored(store: BlobStore, data: bytes) -> str:
         return writer.commit()
 
 
+def content(store: BlobStore, digest: str) -> bytes:
+    return b"".join(store.read(digest))
+
+
 def leftovers(store: BlobStore) -> list[Path]:
-    return list((store.root / "incoming").glob("*"))
+    return list(store.incoming.glob("*"))
 
 
 def test_the_digest_is_the_sha256_of_the_bytes_however_they_are_cut(store: BlobStore) -> None:
@@ -33,15 +99,19 @@ def test_the_digest_is_the_sha256_of_the_bytes_however_they_are_cut(store: BlobS
         digest = writer.commit()
     assert digest == f"sha256:{hashlib.sha256(b'abc').hexdigest()}"
     assert writer.bytes_written == 3
-    assert store.path(digest).read_bytes() == b"abc"
+    assert (content(store, digest), store.size_bytes(digest)) == (b"abc", 3)
     assert not leftovers(store)
 
 
-def test_put_stores_a_file_under_the_same_address(store: BlobStore, tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"abc" * 700_000)
+@pytest.mark.parametrize("length", [0, 1, (20 << 20) + 1])
+def test_any_length_comes_back_whole(store: BlobStore, tmp_path: Path, length: int) -> None:
+    data = os.urandom(length)
+    (tmp_path / "file").write_bytes(data)
     digest = store.put(tmp_path / "file")
-    assert digest == stored(store, b"abc" * 700_000)
+    assert digest == stored(store, data)
+    assert content(store, digest) == data
     assert (tmp_path / "file").exists()
+    assert not leftovers(store)
 
 
 def test_nothing_is_stored_without_commit(store: BlobStore) -> None:
@@ -51,56 +121,27 @@ def test_nothing_is_stored_without_commit(store: BlobStore) -> None:
     assert not list(store.digests(older_than_s=-60))
 
 
-def test_a_blob_is_flushed_before_it_gets_its_name(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    events: list[str] = []
-    flush, rename = os.fsync, Path.replace
-
-    def noting_flush(handle: int) -> None:
-        events.append("folder" if Path(f"/proc/self/fd/{handle}").is_dir() else "file")
-        flush(handle)
-
-    def noting_rename(path: Path, target: Path) -> Path:
-        events.append("rename")
-        return rename(path, target)
-
-    stored(store, b"folders are there now")
-    monkeypatch.setattr(os, "fsync", noting_flush)
-    monkeypatch.setattr(Path, "replace", noting_rename)
-    (store.root / "sha256" / "ba").mkdir(exist_ok=True)
-    stored(store, b"abc")
-    assert events == ["file", "rename", "folder"]
-
-
-def test_new_folders_are_flushed_in_their_parents(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    flushed: list[str] = []
-    flush = os.fsync
-
-    def noting_flush(handle: int) -> None:
-        flushed.append(str(Path(f"/proc/self/fd/{handle}").readlink()))
-        flush(handle)
-
-    monkeypatch.setattr(os, "fsync", noting_flush)
-    digest = stored(store, b"abc")
-    blob = store.path(digest)
-    assert {str(blob.parent), str(blob.parent.parent), str(store.root), str(store.root.parent)} <= set(
-        flushed
-    )
-
-
 def test_materialised_files_are_copies(store: BlobStore, tmp_path: Path) -> None:
     digest = stored(store, b"abc")
     store.materialise({"folder/name": digest, "other": digest}, tmp_path / "work")
     copy = tmp_path / "work" / "folder" / "name"
     assert copy.read_bytes() == b"abc"
     copy.write_bytes(b"changed")
-    assert store.path(digest).read_bytes() == b"abc"
+    assert content(store, digest) == b"abc"
 
 
-def test_bytes_that_changed_on_the_disk_are_noticed(store: BlobStore, tmp_path: Path) -> None:
-    digest = stored(store, b"abc")
-    store.path(digest).write_bytes(b"abd")
-    with pytest.raises(InvalidArtifactError, match=rf"{digest} \(model\.onnx\) has changed .*restore"):
-        store.materialise({"model.onnx": digest}, tmp_path / "work")
+@pytest.mark.parametrize("other", [b"abd", b"ab", b"abcd", b""])
+def test_bytes_that_changed_are_noticed_before_the_last_are_given(
+    keeping: Keeping, tmp_path: Path, other: bytes
+) -> None:
+    digest = stored(keeping.store, b"abc")
+    keeping.overwrite(digest, other)
+    given: list[bytes] = []
+    with pytest.raises(InvalidArtifactError, match=rf"{digest} has changed .*restore"):
+        given.extend(keeping.store.read(digest))
+    assert not given
+    with pytest.raises(InvalidArtifactError, match=rf"'model\.onnx' .*{digest} has changed .*restore"):
+        keeping.store.materialise({"model.onnx": digest}, tmp_path / "work")
     assert not (tmp_path / "work" / "model.onnx").exists()
 
 
@@ -108,30 +149,32 @@ def test_a_missing_blob_is_named(store: BlobStore) -> None:
     digest = stored(store, b"abc")
     store.delete(digest)
     store.delete(digest)
-    with pytest.raises(InvalidArtifactError, match=f"{digest} is missing"):
-        store.path(digest)
+    for ask in (store.size_bytes, lambda missing: content(store, missing)):
+        with pytest.raises(InvalidArtifactError, match=f"{digest} is missing"):
+            ask(digest)
 
 
 @pytest.mark.parametrize(
     "digest", ["", "abc", "sha256:../../etc/passwd", "sha256:" + "A" * 64, "md5:" + "a" * 64]
 )
-def test_what_is_no_digest_is_no_path(store: BlobStore, digest: str) -> None:
-    with pytest.raises(InvalidArtifactError, match="no digest"):
-        store.path(digest)
+def test_what_is_no_digest_is_no_address(store: BlobStore, digest: str) -> None:
+    for ask in (store.size_bytes, store.delete, lambda wrong: content(store, wrong)):
+        with pytest.raises(InvalidArtifactError, match="no digest"):
+            ask(digest)
 
 
-def test_only_blobs_older_than_asked_are_listed(store: BlobStore) -> None:
-    old, young = stored(store, b"old"), stored(store, b"young")
-    age(store.path(old), 100)
-    assert list(store.digests(older_than_s=50)) == [old]
-    assert set(store.digests(older_than_s=-60)) == {old, young}
+def test_only_blobs_older_than_asked_are_listed(keeping: Keeping) -> None:
+    old, young = stored(keeping.store, b"old"), stored(keeping.store, b"young")
+    keeping.age(old, 100)
+    assert list(keeping.store.digests(older_than_s=50)) == [old]
+    assert set(keeping.store.digests(older_than_s=-60)) == {old, young}
 
 
-def test_storing_a_blob_again_makes_it_young(store: BlobStore) -> None:
-    digest = stored(store, b"abc")
-    age(store.path(digest), 100)
-    stored(store, b"abc")
-    assert not list(store.digests(older_than_s=50))
+def test_storing_a_blob_again_makes_it_young(keeping: Keeping) -> None:
+    digest = stored(keeping.store, b"abc")
+    keeping.age(digest, 100)
+    stored(keeping.store, b"abc")
+    assert not list(keeping.store.digests(older_than_s=50))
 
 
 def test_only_stale_leftovers_are_removed(store: BlobStore) -> None:
@@ -140,34 +183,9 @@ def test_only_stale_leftovers_are_removed(store: BlobStore) -> None:
     age(leftovers(store)[0], 100)
     assert store.remove_stale(older_than_s=50) == 1
     assert len(leftovers(store)) == 1
-    assert store.path(digest).exists()
+    assert content(store, digest) == b"abc"
     killed.discard()
     writing.discard()
-
-
-def test_a_full_disk_is_one_sentence(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_handle: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with store.writer() as writer:
-        writer.write(b"abc")
-        monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(StorageFullError, match="is full; free some space"):
-            writer.commit()
-    assert not leftovers(store)
-
-
-def test_a_full_disk_is_noticed_while_writing(store: BlobStore) -> None:
-    if not Path("/dev/full").exists():
-        pytest.skip("no /dev/full on this machine")
-    with store.writer() as writer:
-        [temporary] = leftovers(store)
-        temporary.unlink()
-        temporary.symlink_to("/dev/full")
-        writer._file.close()
-        writer._file = temporary.open("wb")
-        with pytest.raises(StorageFullError):
-            writer.write(b"x" * (1 << 20))
 
 
 def age(path: Path, seconds: float) -> None:

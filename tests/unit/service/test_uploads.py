@@ -8,7 +8,7 @@ from engines.errors import EngineError, InvalidOptionsError, InvalidSamplesError
 from engines.options import BuildOptions
 from service.acceptance import check_name, new_build
 from service.errors import BadRequestError, ServiceError, TooLargeError
-from service.storage import BlobStore
+from service.folder_store import FolderStore
 from service.uploads import Upload, UploadReader
 
 NPZ = b"PK\x03\x04 samples in an archive"
@@ -20,12 +20,12 @@ LABELS = ("labels", "classes.npy", NPY)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> BlobStore:
-    return BlobStore(tmp_path / "store")
+def store(tmp_path: Path) -> FolderStore:
+    return FolderStore(tmp_path / "store")
 
 
 @pytest.fixture(autouse=True)
-def leaves_no_half_written_files(store: BlobStore) -> Iterator[None]:
+def leaves_no_half_written_files(store: FolderStore) -> Iterator[None]:
     yield
     assert not list((store.root / "incoming").glob("*"))
 
@@ -43,7 +43,7 @@ def multipart(*parts: tuple[str, str | None, bytes], end: bytes = b"--cut--\r\n"
 
 
 def read(
-    store: BlobStore,
+    store: FolderStore,
     body: bytes,
     *,
     step: int = 1 << 20,
@@ -57,7 +57,7 @@ def read(
 
 
 @pytest.mark.parametrize("step", [1, 7, 1 << 20])
-def test_parts_are_stored_however_the_body_is_cut(store: BlobStore, step: int) -> None:
+def test_parts_are_stored_however_the_body_is_cut(store: FolderStore, step: int) -> None:
     body = multipart(
         MODEL, SAMPLES, ("samples", "more.npy", NPY), ("options", None, b'{"precision": "fp32"}')
     )
@@ -67,20 +67,20 @@ def test_parts_are_stored_however_the_body_is_cut(store: BlobStore, step: int) -
     assert upload.options == BuildOptions.parse({"precision": "fp32"})
 
 
-def test_options_may_be_left_out_and_parts_come_in_any_order(store: BlobStore) -> None:
+def test_options_may_be_left_out_and_parts_come_in_any_order(store: FolderStore) -> None:
     upload = read(store, multipart(SAMPLES, MODEL))
     assert upload.options == BuildOptions()
     assert store.path(upload.files["upload/model.onnx"]).read_bytes() == MODEL[2]
 
 
 @pytest.mark.parametrize("step", [1, 1 << 20])
-def test_labels_are_stored_under_a_name_of_their_own(store: BlobStore, step: int) -> None:
+def test_labels_are_stored_under_a_name_of_their_own(store: FolderStore, step: int) -> None:
     upload = read(store, multipart(LABELS, MODEL, SAMPLES), step=step)
     assert list(upload.files) == ["upload/model.onnx", "upload/samples-000.npz", "upload/labels.npy"]
     assert store.path(upload.files["upload/labels.npy"]).read_bytes() == NPY
 
 
-def test_content_that_looks_like_a_boundary_is_content(store: BlobStore) -> None:
+def test_content_that_looks_like_a_boundary_is_content(store: FolderStore) -> None:
     tricky = b"\r\n--cu\r\n--cu--\r\n\r\n-\r\n--\r\n"
     upload = read(store, multipart(("model", "m.onnx", tricky), SAMPLES), step=3)
     assert store.path(upload.files["upload/model.onnx"]).read_bytes() == tricky
@@ -162,7 +162,7 @@ def test_content_that_looks_like_a_boundary_is_content(store: BlobStore) -> None
     ],
 )
 def test_a_bad_upload_is_one_sentence_and_stores_nothing(
-    store: BlobStore, body: bytes, kind: type[Exception], sentence: str
+    store: FolderStore, body: bytes, kind: type[Exception], sentence: str
 ) -> None:
     with pytest.raises(kind, match=sentence) as caught:
         read(store, body, max_bytes=1 << 20)
@@ -173,12 +173,12 @@ def test_a_bad_upload_is_one_sentence_and_stores_nothing(
 @pytest.mark.parametrize(
     "content_type", [None, "", "application/json", "multipart/form-data", "text/plain; boundary=x"]
 )
-def test_another_content_type_is_named(store: BlobStore, content_type: str | None) -> None:
+def test_another_content_type_is_named(store: FolderStore, content_type: str | None) -> None:
     with pytest.raises(BadRequestError, match=r"^the Content-Type is .*; send multipart/form-data .*curl -F"):
         read(store, multipart(MODEL, SAMPLES), content_type=content_type)
 
 
-def test_the_limit_counts_the_whole_body_and_is_named(store: BlobStore) -> None:
+def test_the_limit_counts_the_whole_body_and_is_named(store: FolderStore) -> None:
     body = multipart(MODEL, SAMPLES)
     read(store, body, max_bytes=len(body))
     with pytest.raises(
@@ -187,7 +187,7 @@ def test_the_limit_counts_the_whole_body_and_is_named(store: BlobStore) -> None:
         read(store, body, max_bytes=len(body) - 1)
 
 
-def test_wrong_samples_are_refused_before_they_have_all_arrived(store: BlobStore) -> None:
+def test_wrong_samples_are_refused_before_they_have_all_arrived(store: FolderStore) -> None:
     body = multipart(MODEL, ("samples", "s.csv", b"1,2,3,4,5,6" * 100))
     content_type = "multipart/form-data; boundary=cut"
     with (
@@ -197,14 +197,14 @@ def test_wrong_samples_are_refused_before_they_have_all_arrived(store: BlobStore
         reader.write(body[:200])
 
 
-def test_files_are_closed_as_their_parts_end(store: BlobStore) -> None:
+def test_files_are_closed_as_their_parts_end(store: FolderStore) -> None:
     handles = len(list(Path("/proc/self/fd").iterdir()))
     with UploadReader(store, content_type="multipart/form-data; boundary=cut", max_bytes=1 << 20) as reader:
         reader.write(multipart(MODEL, *[SAMPLES] * 50))
         assert len(list(Path("/proc/self/fd").iterdir())) == handles
 
 
-def test_too_many_files_are_refused(store: BlobStore) -> None:
+def test_too_many_files_are_refused(store: FolderStore) -> None:
     with pytest.raises(BadRequestError, match="more than 999 samples parts"):
         read(store, multipart(MODEL, *[SAMPLES] * 1000), max_bytes=1 << 20)
 
@@ -238,13 +238,13 @@ def test_spelled_out_defaults_are_the_same_build() -> None:
 
 
 @pytest.mark.parametrize("step", [1, 1 << 20])
-def test_safetensors_are_told_by_their_first_bytes(store: BlobStore, step: int) -> None:
+def test_safetensors_are_told_by_their_first_bytes(store: FolderStore, step: int) -> None:
     samples = len(HEADER).to_bytes(8, "little") + HEADER
     upload = read(store, multipart(MODEL, ("samples", "s.npz", samples)), step=step)
     assert sorted(upload.files) == ["upload/model.onnx", "upload/samples-000.safetensors"]
 
 
-def test_weights_are_stored_under_names_of_ours_with_what_the_model_calls_them(store: BlobStore) -> None:
+def test_weights_are_stored_under_names_of_ours_with_what_the_model_calls_them(store: FolderStore) -> None:
     upload = read(
         store,
         multipart(
@@ -275,7 +275,7 @@ def test_weights_are_stored_under_names_of_ours_with_what_the_model_calls_them(s
     ],
 )
 def test_weights_that_no_model_could_name_are_refused(
-    store: BlobStore, parts: list[tuple[str, str | None, bytes]], sentence: str
+    store: FolderStore, parts: list[tuple[str, str | None, bytes]], sentence: str
 ) -> None:
     with pytest.raises(BadRequestError, match=sentence):
         read(store, multipart(MODEL, SAMPLES, *parts))

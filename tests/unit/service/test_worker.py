@@ -7,12 +7,12 @@ import pytest
 
 from engines.options import BuildOptions
 from service.catalog import Catalog, NewBuild
-from service.storage import BlobStore
+from service.folder_store import FolderStore
 from service.worker import Chore, tidy
 
 
 def test_tidying_keeps_what_is_needed_and_what_is_young(tmp_path: Path) -> None:
-    catalog, store = Catalog(f"sqlite:///{tmp_path / 'catalog.db'}"), BlobStore(tmp_path / "store")
+    catalog, store = Catalog(f"sqlite:///{tmp_path / 'catalog.db'}"), FolderStore(tmp_path / "store")
     needed, unneeded, young = (stored(store, content) for content in (b"needed", b"unneeded", b"young"))
     for digest in (needed, unneeded):
         then = time.time() - 7200
@@ -49,7 +49,7 @@ def test_a_chore_waits_until_it_is_due() -> None:
     assert done == [1]
 
 
-def stored(store: BlobStore, content: bytes) -> str:
+def stored(store: FolderStore, content: bytes) -> str:
     with store.writer() as writer:
         writer.write(content)
         return writer.commit()
