@@ -52,7 +52,7 @@ def observe_channels(
         CalibrationError: a tensor held NaN or infinity.
         EngineRunError: the model failed on a batch.
     """
-    session = ReferenceSession(model.proto, outputs=tensors, threads=threads)
+    session = ReferenceSession(model.proto, outputs=tensors, threads=threads, fused=True)
     samples = {name: _Sample(_KEPT_BYTES // max(1, len(tensors))) for name in tensors}
     seen = 0
     for feeds in batches:

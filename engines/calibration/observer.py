@@ -36,7 +36,7 @@ def observe(
         CalibrationError: a tensor held NaN or infinity.
         EngineRunError: the model failed on a batch.
     """
-    session = ReferenceSession(model.proto, outputs=tensors, threads=threads)
+    session = ReferenceSession(model.proto, outputs=tensors, threads=threads, fused=True)
     histograms = dict.fromkeys(tensors, Histogram.empty())
     rows = 0
 

@@ -32,7 +32,7 @@ def test_every_tensor_is_counted_over_all_batches_inputs_and_outputs_included() 
     rows = onnx_graphs.image_rows(12)
     names = ["image", "relu1", "scores"]
     found = watch(proto, names, [{"image": rows[start : start + 4]} for start in (0, 4, 8)])
-    session = ReferenceSession(proto.SerializeToString(), outputs=names, threads=2)
+    session = ReferenceSession(proto.SerializeToString(), outputs=names, threads=2, fused=True)
     parts = [session.run({"image": rows[start : start + 4]}) for start in (0, 4, 8)]
     for name in names:
         assert equal(found[name], Histogram.of(np.concatenate([part[name] for part in parts])))

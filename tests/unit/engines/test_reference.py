@@ -34,6 +34,16 @@ def test_any_tensor_can_be_read_in_the_order_asked_for() -> None:
     np.testing.assert_array_equal(found["scores"], whole["scores"])
 
 
+def test_fused_nodes_compute_the_same_but_for_last_digits() -> None:
+    wanted, feeds = ["conv1", "relu1", "scores"], {"image": image_rows(3)}
+    proto = conv_net().SerializeToString()
+    plain, fused = (
+        ReferenceSession(proto, outputs=wanted, threads=1, fused=each).run(feeds) for each in (False, True)
+    )
+    for name in wanted:
+        assert np.allclose(fused[name], plain[name], rtol=1e-4, atol=1e-5)
+
+
 def test_outputs_that_were_not_asked_for_are_left_out() -> None:
     session = ReferenceSession(conv_net().SerializeToString(), outputs=["relu1"], threads=1)
     assert list(session.run({"image": image_rows(1)})) == ["relu1"]
