@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -12,13 +12,13 @@ from starlette.types import Message, Receive, Scope, Send
 
 from engines.errors import EngineError
 from service import request_ids
-from service.access_log import noted
 from service.build_metrics import BuildCollector
 from service.catalog import Catalog, Version
 from service.context import Context
 from service.errors import ServiceError
 from service.loading import Loaded, VersionLoader
 from service.metrics import Metrics
+from service.observer import Observer
 from service.openapi import inference_paths
 from service.responses import INTERNAL, error_response, framework_response
 from service.routes import builds, configuration, health, metrics, models, repository, statistics
@@ -27,27 +27,31 @@ from service.sandbox import Limits
 from service.serving import Deployments
 from service.settings import Settings
 from service.stores import open_store
+from service.tracing import start_tracing
 
 
 class OctetApp(FastAPI):
     """FastAPI, with inference dispatched before it."""
 
     inference: InferenceHandler
-    # Whether every answer is noted in the log.
-    access_log: bool
+    # Watches every request, where the settings ask for that.
+    observer: Observer | None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
-        request_id = request_ids.begin(scope["headers"])
-        if self.access_log:
-            send = noted(scope, send)
+        request_ids.begin(scope["headers"])
+        if self.observer is None:
+            await self._answer(scope, receive, send)
+        else:
+            await self.observer.observe(self._answer, scope, receive, send)
+
+    def _answer(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         address = infer_address(scope["path"])
         if address is not None:
-            await self.inference(address, scope, receive, send)
-        else:
-            await super().__call__(scope, receive, _naming(request_id, send))
+            return self.inference(address, scope, receive, send)
+        return super().__call__(scope, receive, _naming(request_ids.current(), send))
 
     def openapi(self) -> dict[str, Any]:
         """The schema of all calls, those that FastAPI never sees included."""
@@ -82,6 +86,7 @@ def create_app(settings: Settings, *, load: Callable[[Version], Loaded] | None =
         threads=settings.threads,
         limits=Limits(timeout_s=settings.build_timeout_s, memory_bytes=settings.build_memory_bytes),
     )
+    spans = start_tracing("server")
     deployments = Deployments(catalog=catalog, metrics=measured, load=load or loader.load)
 
     @contextlib.asynccontextmanager
@@ -96,18 +101,15 @@ def create_app(settings: Settings, *, load: Callable[[Version], Loaded] | None =
             loader.stopping.set()
             await deployments.close()
             catalog.close()
+            if spans is not None:
+                await asyncio.to_thread(spans.close)
 
     app = OctetApp(title="octet", lifespan=lifespan, docs_url="/docs", redoc_url=None)
     app.state.octet = Context(
         settings=settings, catalog=catalog, store=store, deployments=deployments, metrics=measured
     )
-    app.access_log = settings.access_log
-    app.inference = InferenceHandler(
-        deployments=deployments,
-        metrics=measured,
-        max_body_bytes=settings.max_body_bytes,
-        compress_min_bytes=settings.compress_min_bytes,
-    )
+    app.observer = Observer.of(settings, spans)
+    app.inference = InferenceHandler(deployments=deployments, metrics=measured, settings=settings)
     # Statistics come before the metadata of models, of which one might be called "stats".
     for routes in (statistics, configuration, repository, health, metrics, builds, models):
         app.include_router(routes.router)

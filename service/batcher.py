@@ -25,7 +25,8 @@ from service import request_ids
 from service.batch_sizes import BatchRules
 from service.errors import BadRequestError, DeadlineError, NotReadyError, QueueFullError, TooLargeError
 from service.metrics import VersionMetrics
-from service.queue import ItemShapes, Part, RowQueue, Waiting
+from service.queue import ItemShapes, Part, RowQueue, Waiting, note_run
+from service.timeline import Timeline
 
 logger = logging.getLogger(__name__)
 
@@ -88,12 +89,18 @@ class Batcher:
         self._thread.start()
 
     async def submit(
-        self, feeds: dict[str, Array], *, timeout_s: float | None = None, gone: Callable[[], bool] = _stays
+        self,
+        feeds: dict[str, Array],
+        *,
+        timeout_s: float | None = None,
+        gone: Callable[[], bool] = _stays,
+        timeline: Timeline | None = None,
     ) -> dict[str, Array]:
         """Runs the rows of `feeds` and returns their outputs.
 
         `feeds` has one C-contiguous array per input, in the model's order, rows along axis 0. `gone` says
-        whether the caller's client has left; such a request is dropped when its batch forms.
+        whether the caller's client has left; such a request is dropped when its batch forms. `timeline`, where
+        there is one, is told when what happened.
 
         Raises:
             BadRequestError: the inputs differ in rows, or the engine does not take that many.
@@ -115,7 +122,10 @@ class Batcher:
             answer=self._loop.create_future(),
             gone=gone,
             request_id=request_ids.current(),
+            timeline=timeline,
         )
+        if timeline is not None:
+            timeline.queued_s = now_s
         self._open.add(request)
         self._enqueue(request)
         self._watch_deadline(request.deadline_s)
@@ -273,6 +283,7 @@ class Batcher:
         metrics = self._metrics
         metrics.compute_seconds.observe(batch.ended_s - batch.started_s)
         metrics.batch_rows.observe(sum(part.rows for part in batch.parts))
+        note_run(batch.parts, batch.started_s, batch.ended_s)
         if batch.outputs is None:
             self._fail_all(batch.parts, batch.error)
             return

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from engines.tensors import Array
+from service.timeline import EngineRun, Timeline
 
 ItemShapes = tuple[tuple[int, ...], ...]
 """The shapes of one row, input by input in the model's order: only rows of equal ones can share a batch."""
@@ -32,6 +33,8 @@ class Waiting:
     gone: Callable[[], bool]
     # How it is called in log lines: the engine's thread and the batch have no context of one request.
     request_id: bytes = b""
+    # Where somebody wants to see when what happened.
+    timeline: Timeline | None = None
     # Outputs of the parts that have run, by the row that they start at.
     done: dict[int, dict[str, Array]] = field(default_factory=dict)
     parts: int = 1
@@ -74,6 +77,22 @@ class Part:
         """These rows of the input `name`."""
         array = self.request.feeds[name]
         return array if self.rows == self.request.rows else array[self.start : self.start + self.rows]
+
+
+def note_run(parts: Sequence[Part], started_s: float, ended_s: float) -> None:
+    """Tells the timelines of a batch, where it has any, when it ran."""
+    watched = [part.request.timeline for part in parts if part.request.timeline is not None]
+    if not watched:
+        return
+    run = EngineRun(
+        started_s=started_s,
+        ended_s=ended_s,
+        rows=sum(part.rows for part in parts),
+        requests=len(parts),
+        watched=watched,
+    )
+    for timeline in watched:
+        timeline.runs.append(run)
 
 
 class RowQueue:

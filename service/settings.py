@@ -41,6 +41,9 @@ class Settings(BaseSettings):
     compress_min_bytes: int = Field(default=1024, ge=1)
     # A line in the log for every answer. Metrics count the same for less: on for looking for one client's requests.
     access_log: bool = False
+    # Tells clients how long their request waited and ran, in the header Server-Timing, which browsers and curl show.
+    # On while looking for where time goes; whoever may infer then sees how busy the server is.
+    server_timing: bool = False
     # Processors for engines and builds together. The cgroup's quota and the affinity mask decide when unset.
     threads: int = Field(default_factory=processor_budget, ge=1)
     # How long one phase of a build may run before it is stopped and the build fails.

@@ -22,6 +22,8 @@ from service.queue import DepartedError
 from service.request_body import INLINE_BYTES, BodyHeaders, Message, Receive, read_body
 from service.responses import BINARY, JSON, body_of, error_body, retry_after_s, status_of
 from service.serving import Deployments
+from service.settings import Settings
+from service.timeline import SERVER_TIMING, TIMELINE, Timeline
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,12 @@ class Address:
     model: str
     # None is the model's default.
     version: str | None
+
+    @property
+    def route(self) -> str:
+        """Its path with placeholders."""
+        version = "" if self.version is None else "/versions/{version}"
+        return f"{_PREFIX}{{name}}{version}{_SUFFIX}"
 
 
 def infer_address(path: str) -> Address | None:
@@ -72,13 +80,12 @@ class InferenceHandler:
     the body. Were it closed at once, a client that still sends would get a reset and never see why.
     """
 
-    def __init__(
-        self, *, deployments: Deployments, metrics: Metrics, max_body_bytes: int, compress_min_bytes: int
-    ) -> None:
+    def __init__(self, *, deployments: Deployments, metrics: Metrics, settings: Settings) -> None:
         self._deployments = deployments
         self._metrics = metrics
-        self._max_body_bytes = max_body_bytes
-        self._compress_min_bytes = compress_min_bytes
+        self._max_body_bytes = settings.max_body_bytes
+        self._compress_min_bytes = settings.compress_min_bytes
+        self._server_timing = settings.server_timing
 
     async def __call__(self, address: Address, scope: Message, receive: Receive, send: Send) -> None:
         """Answers one request; whatever goes wrong becomes its error body."""
@@ -93,7 +100,7 @@ class InferenceHandler:
                 body = await read_body(headers, receive, self._max_body_bytes)
                 # Again: reading may have taken long enough for another version to take over.
                 deployment = self._deployments.find(address.model, address.version)
-                answer, rows = await self._infer(deployment, body, headers, receive)
+                answer, rows = await self._infer(deployment, body, headers, receive, scope.get(TIMELINE))
             else:
                 answer = _wrong_method(scope["method"])
             outcome = Outcome.of_status(answer.status)
@@ -107,15 +114,22 @@ class InferenceHandler:
         await _send(send, answer)
 
     async def _infer(
-        self, deployment: Deployment, body: bytes, headers: BodyHeaders, receive: Receive
+        self,
+        deployment: Deployment,
+        body: bytes,
+        headers: BodyHeaders,
+        receive: Receive,
+        timeline: Timeline | None,
     ) -> tuple[_Answer, int]:
         """The answer to a body, and the rows that were answered."""
         statistics = deployment.metrics.statistics
+        if timeline is not None:
+            timeline.model, timeline.version = deployment.model, deployment.version
         started_s = time.perf_counter()
         request = decode(body, deployment.signature, json_bytes=headers.json_bytes)
         decode_s = time.perf_counter() - started_s
         outputs = await deployment.batcher.submit(
-            request.feeds, timeout_s=request.timeout_s, gone=departure_of(receive)
+            request.feeds, timeout_s=request.timeout_s, gone=departure_of(receive), timeline=timeline
         )
         started_s = time.perf_counter()
         response = encode(
@@ -125,11 +139,17 @@ class InferenceHandler:
             outputs=outputs,
             wanted=request.outputs,
         )
+        encode_s = time.perf_counter() - started_s
         statistics.decode.add(decode_s)
-        statistics.encode.add(time.perf_counter() - started_s)
+        statistics.encode.add(encode_s)
         answer = await self._compressed(_success(response), headers.accept_encoding)
         first = next(iter(request.feeds.values()))
-        return answer, first.shape[0] if first.ndim else 1
+        rows = first.shape[0] if first.ndim else 1
+        if timeline is not None:
+            timeline.decode_s, timeline.encode_s, timeline.rows = decode_s, encode_s, rows
+            if self._server_timing:
+                answer = replace(answer, headers=(*answer.headers, (SERVER_TIMING, timeline.server_timing())))
+        return answer, rows
 
     async def _compressed(self, answer: _Answer, accept_encoding: bytes) -> _Answer:
         """The answer as its client likes it best: as it is where compressing is not asked for or not worth it."""

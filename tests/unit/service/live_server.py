@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,9 +106,14 @@ def publish(context: Context, model: str, batching: Batching) -> None:
 
 @contextlib.asynccontextmanager
 async def serving(
-    home: Path, *, engine: EchoEngine | None = None, max_body_bytes: int = 1 << 20, **batching: int
+    home: Path,
+    *,
+    engine: EchoEngine | None = None,
+    max_body_bytes: int = 1 << 20,
+    settings: Mapping[str, Any] | None = None,
+    **batching: int,
 ) -> AsyncIterator[LiveServer]:
-    """A server that serves the model `echo`."""
+    """A server that serves the model `echo`; `settings` are further ones."""
     engine = engine or EchoEngine()
     first = iter([engine])
 
@@ -126,7 +131,8 @@ async def serving(
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        app = create_app(Settings(home=home, port=port, max_body_bytes=max_body_bytes), load=load)
+        chosen = Settings(home=home, port=port, max_body_bytes=max_body_bytes, **(settings or {}))
+        app = create_app(chosen, load=load)
         context: Context = app.state.octet
         publish(context, "echo", Batching(**{"max_batch_rows": 8, **batching}))
         server = Server(configured(app, host="127.0.0.1", port=port), app)

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import logging
+import re
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.unit.service.echo_engine import POISON
 from tests.unit.service.live_server import echo_body, read_reply, request, serving, until
 
 INFER = "/v2/models/echo/infer"
+TIMING = re.compile(r"(\w+);dur=([\d.]+)")
 CALLS = [
     ("POST", INFER, echo_body(1), 200),
     ("POST", INFER, b"{", 400),
@@ -110,18 +112,38 @@ async def test_a_failed_batch_names_all_its_requests(
         assert (said["model"], said["version"], said["request_ids"]) == ("echo", "1", ["a", "b"])
 
 
+async def test_where_time_went_is_told_where_that_is_asked_for(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        assert "server-timing" not in (await server.infer(1)).headers
+    async with serving(tmp_path, settings={"server_timing": True}) as server:
+        server.engine.gate.clear()
+        busy = asyncio.create_task(server.infer(1))
+        await asyncio.to_thread(server.engine.entered.wait, 10)
+        waiting = asyncio.create_task(server.infer(2))
+        await until(lambda: server.context.deployments.find("echo").batcher.queue_rows == 1)
+        await asyncio.sleep(0.05)
+        server.engine.gate.set()
+        timings = [(await reply).headers["server-timing"] for reply in (busy, waiting)]
+        ran, waited = ({name: float(ms) for name, ms in TIMING.findall(timing)} for timing in timings)
+        assert list(ran) == ["decode", "queue", "compute", "encode"]
+        assert ran["compute"] >= 50
+        assert waited["queue"] >= 50
+        assert waited["compute"] < ran["compute"]
+        assert "server-timing" not in (await server.infer(POISON)).headers
+
+
 async def test_answers_are_noted_where_that_is_asked_for(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "service.access_log")
+    caplog.set_level(logging.INFO, "service.observer")
     async with serving(tmp_path) as server:
         assert (await server.infer(1)).status == 200
-        assert not [record for record in caplog.records if record.name == "service.access_log"]
-        server.server.config.loaded_app.access_log = True
+        assert not [record for record in caplog.records if record.name == "service.observer"]
+    async with serving(tmp_path, settings={"access_log": True}) as server:
         reader, writer = await server.connect()
         writer.write(request("POST", INFER, echo_body(1)) + request("GET", "/nothing?key=secret"))
         replies = [await read_reply(reader) for _ in range(2)]
         writer.close()
-        notes = [record for record in caplog.records if record.name == "service.access_log"]
+        notes = [record for record in caplog.records if record.name == "service.observer"]
         assert [note.getMessage() for note in notes] == [f"POST {INFER} 200", "GET /nothing 404"]
         assert [vars(note)["answer_bytes"] for note in notes] == [len(reply.body) for reply in replies]
