@@ -24,9 +24,9 @@ from engines.options import Precision
 from engines.quantization.unsigned import refine_unsigned
 from engines.runtimes.base import Engine, Runtime, Slot
 from engines.runtimes.engine_cache import EngineCache
+from engines.runtimes.held_quantizers import hold_quantizers
 from engines.runtimes.openvino_messages import explain, translated
 from engines.runtimes.saturation import saturation_probe
-from engines.runtimes.signed_concats import hold_signed_concats
 from engines.runtimes.slots import PooledEngine
 from engines.tensors import Array, TensorSpec
 
@@ -112,14 +112,14 @@ class OpenVINORuntime(Runtime):
 
 
 def as_compiled(model: Path) -> bytes:
-    """The ONNX file in the form that OpenVINO compiles: see `refine_unsigned` and `hold_signed_concats`."""
+    """The ONNX file in the form that OpenVINO compiles: see `refine_unsigned` and `hold_quantizers`."""
     content = model.read_bytes()
     try:
         proto = onnx.load_model_from_string(content)
     except DecodeError:
         return content  # what is wrong with it is said where it is read
     refined = refine_unsigned(proto)
-    hold_signed_concats(refined)
+    hold_quantizers(refined)
     served: bytes = refined.SerializeToString(deterministic=True)
     return served
 

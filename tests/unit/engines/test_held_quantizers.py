@@ -6,9 +6,9 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from engines.formats import sqnr_db
+from engines.runtimes.held_quantizers import hold_quantizers
 from engines.runtimes.openvino import OpenVINORuntime
 from engines.runtimes.reference import ReferenceSession
-from engines.runtimes.signed_concats import hold_signed_concats
 from tests.unit.engines import onnx_graphs
 from tests.unit.engines.onnx_graphs import GraphBuilder, floats
 
@@ -42,10 +42,37 @@ def joined(
     return graph.model([floats("image", "n", 3, 8, 8)], [floats("scores", "n", channels, None, None)])
 
 
+def with_class_token(
+    zero_point: np.generic, *, rectified: bool = False, codes_move: bool = False
+) -> onnx.ModelProto:
+    """Patches of the image as tokens, quantized behind their convolution, and a class token in front of them."""
+    graph = GraphBuilder(opset=21)
+    graph.node(
+        "Conv", ["image", graph.weight("w", 16, 3, 2, 2), graph.weight("b", 16)], "patches", strides=[2, 2]
+    )
+    patches = graph.node("Relu", ["patches"], "rectified") if rectified else "patches"
+    parameters = [
+        graph.constant("step", np.asarray(SCALE, np.float32)),
+        graph.constant("zero", np.asarray(zero_point)),
+    ]
+    shape = graph.constant("shape", np.array([-1, 16, 16], np.int64))
+    found = graph.node("QuantizeLinear", [patches, *parameters], "codes")
+    for operator in ("Reshape", "DequantizeLinear") if codes_move else ("DequantizeLinear", "Reshape"):
+        inputs = [shape] if operator == "Reshape" else parameters
+        found = graph.node(operator, [found, *inputs], f"{operator}_tokens")
+    tokens = graph.node("Transpose", [found], "tokens", perm=[0, 2, 1])
+    ones = graph.constant("ones", np.array([1, 1], np.int64))
+    rows = graph.node("Shape", ["image"], "rows", start=0, end=1)
+    target = graph.node("Concat", [rows, ones], "target", axis=0)
+    first = graph.node("Expand", [graph.weight("class", 1, 1, 16), target], "first")
+    graph.node("Concat", [first, tokens], "scores", axis=1)
+    return graph.model([floats("image", "n", 3, 8, 8)], [floats("scores", "n", 17, 16)])
+
+
 def held(proto: onnx.ModelProto) -> onnx.ModelProto:
     result = onnx.ModelProto()
     result.CopyFrom(proto)
-    hold_signed_concats(result)
+    hold_quantizers(result)
     return result
 
 
@@ -62,6 +89,44 @@ def test_convolutions_behind_a_signed_concat_answer_as_the_standard_says(
     right = ReferenceSession(proto.SerializeToString(), threads=1).run({"image": rows})["scores"]
     with OpenVINORuntime().compile(path, threads=1) as engine:
         assert sqnr_db(right, engine.run({"image": rows})["scores"]) > 40
+
+
+@pytest.mark.parametrize("codes_move", [False, True])
+@pytest.mark.parametrize(
+    ("zero_point", "rectified"),
+    [(np.int8(0), False), (np.uint8(128), False), (np.uint8(0), True), (np.int8(-128), True)],
+)
+def test_tokens_of_a_quantized_convolution_stay_in_their_places(
+    zero_point: np.generic, rectified: bool, codes_move: bool, tmp_path: Path
+) -> None:
+    proto = with_class_token(zero_point, rectified=rectified, codes_move=codes_move)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    for rows in (onnx_graphs.image_rows(number) for number in (1, 5)):
+        right = ReferenceSession(proto.SerializeToString(), threads=1).run({"image": rows})["scores"]
+        with OpenVINORuntime().compile(path, threads=1) as engine:
+            assert sqnr_db(right, engine.run({"image": rows})["scores"]) > 40
+
+
+@pytest.mark.parametrize("zero_point", [np.int8(0), np.uint8(128), np.uint8(3)])
+def test_tokens_keep_their_values_also_beyond_the_codes(zero_point: np.generic) -> None:
+    proto = with_class_token(zero_point)
+    changed = held(proto)
+    onnx.checker.check_model(changed, full_check=True)
+    assert [node.op_type for node in changed.graph.node].count("Max") == 1
+    rows = 20 * onnx_graphs.image_rows(8)
+    before, after = (
+        ReferenceSession(each.SerializeToString(), threads=1).run({"image": rows})["scores"]
+        for each in (proto, changed)
+    )
+    assert np.array_equal(before, after)
+
+
+def test_convolutions_whose_codes_are_moved_and_not_joined_are_left_alone() -> None:
+    proto = with_class_token(np.int8(0))
+    [joined_tokens] = [node for node in proto.graph.node if "scores" in node.output]
+    joined_tokens.op_type = "Add"
+    assert held(proto) == proto
 
 
 @pytest.mark.parametrize("zero_point", [np.int8(0), np.int8(-5), np.int8(127)])
