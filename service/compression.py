@@ -4,6 +4,7 @@ import zlib
 from collections.abc import Iterable
 
 from service.errors import BadRequestError, TooLargeError
+from service.protocol import Buffer
 
 _WINDOW_BITS = {b"gzip": 31, b"deflate": 15}
 CODINGS = tuple(_WINDOW_BITS)
@@ -15,7 +16,7 @@ _LEVEL = 1
 _MOST_HEADER_BYTES = 256
 
 
-def decompressed(body: bytes | memoryview, coding: bytes, limit_bytes: int) -> bytes:
+def decompressed(body: Buffer, coding: bytes, limit_bytes: int) -> bytes:
     """The body as it was; it is never unpacked further than its limit.
 
     Raises:

@@ -37,6 +37,25 @@ class TooLargeError(ServiceError):
     code = "request.too_large"
 
 
+class HeadTooLargeError(ServiceError):
+    """The request line and the headers are over their limit."""
+
+    code = "request.head_too_large"
+
+
+class SlowRequestError(ServiceError):
+    """The client took too long to send its request."""
+
+    code = "request.slow"
+
+
+class ConnectionsFullError(ServiceError):
+    """As many connections are open as the server takes."""
+
+    code = "server.connections"
+    retry_after_s = 5
+
+
 class ContentCodingError(ServiceError):
     """The body is compressed in a way that is not read here."""
 
@@ -111,6 +130,9 @@ STATUS: dict[type[Exception], int] = {
     NotFoundError: 404,
     ConflictError: 409,
     TooLargeError: 413,
+    HeadTooLargeError: 431,
+    SlowRequestError: 408,
+    ConnectionsFullError: 503,
     ContentCodingError: 415,
     QueueFullError: 429,
     DeadlineError: 504,

@@ -1,16 +1,15 @@
 """The body of an inference request: what its headers say of it, and reading it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 from service.compression import CODINGS, decompressed
 from service.errors import BadRequestError, ContentCodingError, TooLargeError
+from service.http.exchange import Exchange, Receive
+from service.protocol import Buffer
 from service.queue import DepartedError
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
 
 _JSON_BYTES = b"inference-header-content-length"
 _READ = frozenset((b"content-length", b"content-encoding", b"accept-encoding", _JSON_BYTES))
@@ -23,6 +22,8 @@ INLINE_BYTES = 1 << 16
 class BodyHeaders:
     """What the headers of a request say of its body, checked."""
 
+    # Its bytes as they come; None where they are counted only while it is read.
+    length: int | None
     # How it is compressed; None where it is not.
     coding: bytes | None
     # How much of it is JSON once it is unpacked; None is all of it, 0 none.
@@ -51,13 +52,14 @@ class BodyHeaders:
         if length is not None and length > max_bytes:
             raise too_large(f"{length} bytes", max_bytes)
         return cls(
+            length=length,
             coding=None if plain else coding,
             json_bytes=_whole(found.get(_JSON_BYTES), "Inference-Header-Content-Length"),
             accept_encoding=found.get(b"accept-encoding", b""),
         )
 
 
-async def read_body(headers: BodyHeaders, receive: Receive, max_bytes: int) -> bytes:
+async def read_body(headers: BodyHeaders, receive: Receive, max_bytes: int) -> Buffer:
     """The whole body, unpacked; at most `max_bytes` before and after.
 
     Raises:
@@ -65,7 +67,7 @@ async def read_body(headers: BodyHeaders, receive: Receive, max_bytes: int) -> b
         BadRequestError: it is not what its Content-Encoding says.
         DepartedError: the client left before its end.
     """
-    body = await _received(receive, max_bytes)
+    body = await _whole_body(headers, receive, max_bytes)
     if headers.coding is None:
         return body
     if len(body) <= INLINE_BYTES:
@@ -74,8 +76,19 @@ async def read_body(headers: BodyHeaders, receive: Receive, max_bytes: int) -> b
     return await asyncio.to_thread(decompressed, body, headers.coding, max_bytes)
 
 
+async def _whole_body(headers: BodyHeaders, receive: Receive, max_bytes: int) -> Buffer:
+    """The body as it came; read from the socket into one buffer where its length is known."""
+    exchange = getattr(receive, "__self__", None)
+    if headers.length is None or not isinstance(exchange, Exchange):
+        return await _received(receive, max_bytes)
+    body = await exchange.read_whole(headers.length)
+    if body is None:
+        raise DepartedError
+    return body
+
+
 async def _received(receive: Receive, max_bytes: int) -> bytes:
-    """The body as it came: uvicorn's own bytes where it came at once, else joined once."""
+    """The body as the ASGI specification has it, in pieces that are joined once."""
     message = await receive()
     chunks: list[bytes] = [message.get("body", b"")]
     size = len(chunks[0])

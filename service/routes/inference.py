@@ -7,27 +7,25 @@ inference request, which makes it some three times cheaper.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from engines.errors import EngineError
 from service import request_ids
 from service.compression import accepted, compressed
 from service.deployment import Deployment
 from service.errors import ServiceError
+from service.http.exchange import Exchange, Message, Receive, Send
 from service.metrics import Metrics, Outcome
-from service.protocol import InferenceResponse, decode, encode
+from service.protocol import Buffer, InferenceResponse, decode, encode
 from service.queue import DepartedError
-from service.request_body import INLINE_BYTES, BodyHeaders, Message, Receive, read_body
+from service.request_body import INLINE_BYTES, BodyHeaders, read_body
 from service.responses import BINARY, JSON, body_of, error_body, retry_after_s, status_of
 from service.serving import Deployments
 from service.settings import Settings
 from service.timeline import SERVER_TIMING, TIMELINE, Timeline
 
 logger = logging.getLogger(__name__)
-
-Send = Callable[[Message], Awaitable[None]]
 
 _PREFIX = "/v2/models/"
 _SUFFIX = "/infer"
@@ -76,8 +74,8 @@ class _Answer:
 class InferenceHandler:
     """Answers inference requests and counts them.
 
-    An answer given before the whole body was read leaves the connection open, and uvicorn drops the rest of
-    the body. Were it closed at once, a client that still sends would get a reset and never see why.
+    An answer given before the whole body was read leaves the connection open, and the rest of the body is
+    dropped. Were it closed at once, a client that still sends would get a reset and never see why.
     """
 
     def __init__(self, *, deployments: Deployments, metrics: Metrics, settings: Settings) -> None:
@@ -116,7 +114,7 @@ class InferenceHandler:
     async def _infer(
         self,
         deployment: Deployment,
-        body: bytes,
+        body: Buffer,
         headers: BodyHeaders,
         receive: Receive,
         timeline: Timeline | None,
@@ -182,14 +180,14 @@ class InferenceHandler:
 def departure_of(receive: Receive) -> Callable[[], bool]:
     """Tells whether the client of a request has gone.
 
-    uvicorn's `receive` is a method of the object that knows; asking it costs nothing. The way of the ASGI
+    `receive` is a method of the exchange, which knows; asking it costs nothing. The way of the ASGI
     specification, a task beside every request that waits for `http.disconnect`, costs as much as batching.
-    Under a server that is not uvicorn, requests of departed clients are computed and thrown away.
+    Under another server, requests of departed clients are computed and thrown away.
     """
-    cycle: Any = getattr(receive, "__self__", None)
-    if not isinstance(getattr(cycle, "disconnected", None), bool):
+    exchange = getattr(receive, "__self__", None)
+    if not isinstance(exchange, Exchange):
         return _stays
-    return lambda: bool(cycle.disconnected)
+    return lambda: exchange.disconnected
 
 
 def _stays() -> bool:

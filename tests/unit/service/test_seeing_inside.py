@@ -64,7 +64,7 @@ async def test_what_is_logged_for_a_request_has_its_name(tmp_path: Path) -> None
         assert (reply.status, reply.headers["x-request-id"]) == (500, "mine")
         warned, failed = [orjson.loads(line) for line in stream.getvalue().splitlines()]
         assert (warned["message"], warned["request_id"]) == ("about to break", "mine")
-        assert (failed["logger"], failed["request_id"]) == ("uvicorn.error", "mine")
+        assert (failed["logger"], failed["request_id"]) == ("service.http.exchange", "mine")
         assert failed["exception"].endswith("KeyError: 'broken'")
 
 

@@ -1,0 +1,319 @@
+"""One HTTP/1.1 connection: requests in, exchanges in order, answers out, and no client waited for for long.
+
+It takes the place of uvicorn's own protocol, which has no limits for heads, silence and stalling, copies a body
+four times, and takes two system calls for an answer.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
+
+from uvicorn.server import ServerState
+
+from service.errors import ConnectionsFullError, ServiceError, SlowRequestError
+from service.http.body_reader import BodyReader
+from service.http.exchange import Application, Exchange, Header, Message, Piece
+from service.http.limits import ConnectionLimits, Pace
+from service.http.requests import RequestParser
+
+# More of a body than this does not wait for the application; reading pauses.
+_WAITING_BYTES = 1 << 16
+# What was not understood well enough to be a request is answered as this one.
+_NOBODY = {"method": "GET", "http_version": "1.1"}
+
+
+class Configuration(Protocol):
+    """What a connection reads of its server's configuration."""
+
+    loaded_app: Any
+    limits: ConnectionLimits
+
+
+class Connection(asyncio.Protocol):
+    """A connection from the accepted socket to its end; made by uvicorn.
+
+    Requests are answered one after the other. A client that closes its side of the connection has left: TCP
+    does not tell that from one that closed both.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: Configuration,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self._application: Application = config.loaded_app
+        self._limits = config.limits
+        self._server = server_state
+        self._app_state = app_state
+        self._loop = _loop or asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._parser: RequestParser
+        # The request that is being received, the one that is being answered, and those that came after it.
+        self._incoming: Exchange | None = None
+        self._current: Exchange | None = None
+        self._next: deque[Exchange] = deque()
+        # Whether a head is due, or part of one is there; an idle connection owes nothing.
+        self._in_head = True
+        # Since when the client has been owing what it owes now, by the loop's clock.
+        self._since_s = 0.0
+        self._body_bytes = 0
+        self._written_bytes = 0
+        self._receiving, self._sending = Pace(), Pace()
+        self._reading_paused = False
+        # Set once nothing that comes will be read any more; sent when what came before is answered.
+        self._last_words: ServiceError | None = None
+        # Whether the client has yet to take most of what was written.
+        self.congested = False
+        self._writable: asyncio.Event | None = None
+
+    # What the transport calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # Not isinstance: uvloop's transports are of no class of asyncio's.
+        self._transport = cast("asyncio.Transport", transport)
+        connections = cast("set[Connection]", self._server.connections)
+        full = len(connections) >= self._limits.connections
+        connections.add(self)
+        self._since_s = self._loop.time()
+        server, client = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
+        base: Message = {
+            "server": (server or ("", None))[:2],
+            "client": (client or ("", 0))[:2],
+        }
+        self._parser = RequestParser(self, base=base, most_bytes=self._limits.head_bytes)
+        if full:
+            self._end(
+                ConnectionsFullError(
+                    f"{len(connections) - 1} connections are open, which is all that this server takes; "
+                    "close idle ones, or send the request again later."
+                )
+            )
+
+    def data_received(self, data: bytes) -> None:
+        if self._last_words is not None:
+            return
+        try:
+            self._parser.feed(data)
+        except ServiceError as error:
+            self._end(error)
+
+    def eof_received(self) -> None:
+        """Has the transport close: see the class."""
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - how it ended makes no difference
+        cast("set[Connection]", self._server.connections).discard(self)
+        for exchange in (self._current, self._incoming, *self._next):
+            if exchange is not None:
+                exchange.disconnect()
+        self._next.clear()
+        self.resume_writing()
+
+    def pause_writing(self) -> None:
+        self.congested = True
+
+    def resume_writing(self) -> None:
+        self.congested = False
+        if self._writable is not None:
+            self._writable.set()
+        if self._current is None:
+            self._go_on()
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        self._in_head, self._since_s = True, self._loop.time()
+
+    def on_head(self, scope: Message, *, keep_alive: bool, expects_continue: bool) -> None:
+        self._in_head = False
+        scope["state"] = self._app_state.copy()
+        exchange = Exchange(self, scope, keep_alive=keep_alive, expects_continue=expects_continue)
+        self._incoming = exchange
+        if self._current is None and not self.congested:
+            self._begin(exchange)
+        else:
+            self._next.append(exchange)
+            self._pause_reading()
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        exchange = self._incoming
+        if exchange is None or exchange.answered:
+            return
+        exchange.add(body)
+        if exchange.waiting_bytes > _WAITING_BYTES:
+            self._pause_reading()
+
+    def on_message_complete(self) -> None:
+        exchange, self._incoming = self._incoming, None
+        self._receiving.rest()
+        if exchange is not None:
+            exchange.end()
+            if exchange.answered:
+                self._finish(exchange)
+
+    # What the exchange and the reader of its body call.
+
+    def write(self, pieces: Sequence[Piece], size: int) -> None:
+        self._written_bytes += size
+        if len(pieces) == 1:
+            self._transport.write(pieces[0])
+        else:
+            self._transport.writelines(pieces)
+
+    async def drained(self) -> None:
+        if self._writable is None:
+            self._writable = asyncio.Event()
+        while self.congested:
+            self._writable.clear()
+            await self._writable.wait()
+
+    def more(self) -> None:
+        if self._reading_paused and self._incoming is self._current:
+            self._resume_reading()
+
+    def read_into(self, buffer: memoryview) -> None:
+        self._transport.pause_reading()
+        self._transport.set_protocol(BodyReader(self, buffer))
+        self._resume_reading()
+
+    def body_progressed(self, size: int) -> None:
+        self._body_bytes += size
+
+    def body_complete(self) -> None:
+        self._transport.pause_reading()
+        self._transport.set_protocol(self)
+        self._parser.body_was_read()
+        self.on_message_complete()
+        self._resume_reading()
+
+    def answered(self) -> None:
+        exchange = self._current
+        self._server.total_requests += 1
+        if exchange is None:
+            return
+        if exchange.drops and self._last_words is None:
+            self._since_s = self._loop.time()
+            self._resume_reading()
+        else:
+            self._finish(exchange)
+
+    def default_headers(self) -> list[Header]:
+        return self._server.default_headers
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    # What the server calls.
+
+    def shutdown(self) -> None:
+        """Ends the connection once what was received is answered."""
+        if self._current is None:
+            self._transport.close()
+        else:
+            self._current.keep_alive = False
+
+    def check(self) -> None:
+        """Ends the connection if its client has kept it waiting too long."""
+        now_s = self._loop.time()
+        unsent = self._transport.get_write_buffer_size()
+        if not unsent:
+            self._sending.rest()
+        elif self._sending.stalls(self._written_bytes - unsent, now_s, self._limits):
+            self._transport.abort()
+            return
+        if self._transport.is_closing() or self._reading_paused:
+            self._receiving.rest()
+        elif self._incoming is not None:
+            self._check_body(self._incoming, now_s)
+        elif self._current is None:
+            self._check_head_time(now_s)
+
+    def _begin(self, exchange: Exchange) -> None:
+        self._current = exchange
+        task = self._loop.create_task(exchange.run(self._application))
+        # The loop itself keeps no task alive; the server waits for these before it ends.
+        self._server.tasks.add(task)
+        task.add_done_callback(self._server.tasks.discard)
+
+    def _finish(self, exchange: Exchange) -> None:
+        """Goes on after an exchange that is over."""
+        self._current = None
+        if exchange.keep_alive:
+            self._go_on()
+        elif self._last_words is None:
+            self._transport.close()
+        else:
+            self._linger()
+
+    def _go_on(self) -> None:
+        """Begins what waits; with nothing waiting, listens for the next request or ends."""
+        if self.congested or self._transport.is_closing():
+            return
+        if self._next:
+            self._begin(self._next.popleft())
+        elif self._last_words is not None:
+            self._current = Exchange(self, dict(_NOBODY), keep_alive=False, expects_continue=False)
+            self._current.refuse(self._last_words)
+        else:
+            if not self._in_head:
+                self._since_s = self._loop.time()
+            self._resume_reading()
+
+    def _end(self, error: ServiceError) -> None:
+        """Reads no more, answers what was received before, then sends the error and closes."""
+        self._last_words = error
+        incoming, self._incoming = self._incoming, None
+        if incoming is not None and incoming is self._current:
+            incoming.refuse(error)
+            return
+        if incoming is not None:
+            self._next.remove(incoming)
+        if self._current is None:
+            self._go_on()
+
+    def _linger(self) -> None:
+        """Lets the client read why, while what it still sends is dropped: closing at once would reset it."""
+        self._since_s = self._loop.time()
+        if not self._transport.is_closing():
+            self._transport.write_eof()
+            self._resume_reading()
+
+    def _check_body(self, incoming: Exchange, now_s: float) -> None:
+        if incoming.answered:
+            if now_s - self._since_s > self._limits.drop_s:
+                self._transport.close()
+        elif self._receiving.stalls(self._body_bytes, now_s, self._limits):
+            limits = self._limits
+            self._end(
+                SlowRequestError(
+                    f"the body came at less than {limits.bytes_per_s} bytes/s for {limits.stall_s:g} s; "
+                    "send it faster."
+                )
+            )
+
+    def _check_head_time(self, now_s: float) -> None:
+        waited_s, limits = now_s - self._since_s, self._limits
+        if self._last_words is not None:
+            if waited_s > limits.drop_s:
+                self._transport.abort()
+        elif waited_s > (limits.head_s if self._in_head else limits.idle_s):
+            if self._parser.reads_head:
+                self._end(
+                    SlowRequestError(
+                        f"the head of the request was not there after {limits.head_s:g} s; send it faster."
+                    )
+                )
+            else:
+                self._transport.close()
+
+    def _pause_reading(self) -> None:
+        self._reading_paused = True
+        self._transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        self._reading_paused = False
+        self._transport.resume_reading()

@@ -1,0 +1,52 @@
+"""How long and how much the clients of a server may keep it waiting."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectionLimits:
+    """What one connection may cost before it is ended."""
+
+    # How often times are looked at.
+    check_s: float = 1.0
+    # Request line and headers together.
+    head_bytes: int = 64 << 10
+    # From connecting, or from the first byte of a later head, to the head's end.
+    head_s: float = 10.0
+    # Until the next request. Longer than the minute after which load balancers give up idle connections: where
+    # the server gives up first, a request may cross its close.
+    idle_s: float = 75.0
+    # How long a client may stall, whether it sends a body or takes an answer, ...
+    stall_s: float = 20.0
+    # ... and the average speed below which it counts as stalling.
+    bytes_per_s: int = 1024
+    # How long the rest of a body is read and dropped after an answer that did not wait for it. Were the
+    # connection closed at once, a client that still sends would get a reset and never see its answer.
+    drop_s: float = 20.0
+    # Connections at the same time; more are told 503.
+    connections: int = 10_000
+
+
+class Pace:
+    """Tells a transfer that stalls from one that is merely slow."""
+
+    __slots__ = ("_bytes", "_since_s")
+
+    def __init__(self) -> None:
+        self._since_s: float | None = None
+        self._bytes = 0
+
+    def stalls(self, done_bytes: int, now_s: float, limits: ConnectionLimits) -> bool:
+        """Whether less than the least speed was seen over a whole `stall_s` that ends now."""
+        if self._since_s is None:
+            self._since_s, self._bytes = now_s, done_bytes
+            return False
+        if now_s - self._since_s < limits.stall_s:
+            return False
+        stalls = done_bytes - self._bytes < limits.stall_s * limits.bytes_per_s
+        self._since_s, self._bytes = now_s, done_bytes
+        return stalls
+
+    def rest(self) -> None:
+        """Forgets what was seen: nothing is to be transferred now, or not by the client's fault."""
+        self._since_s = None

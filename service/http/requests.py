@@ -1,0 +1,170 @@
+"""Reads requests off a connection's bytes with llhttp, and bounds what is no body of theirs."""
+
+import urllib.parse
+from typing import Any, Protocol
+
+import httptools
+
+from service.errors import BadRequestError, HeadTooLargeError, ServiceError
+from service.http.exchange import Header, Message
+
+_ASGI = {"version": "3.0", "spec_version": "2.3"}
+
+
+class Receiver(Protocol):
+    """Whom a parser tells what it has read."""
+
+    def on_message_begin(self) -> None:
+        """The first byte of a head."""
+
+    def on_head(self, scope: Message, *, keep_alive: bool, expects_continue: bool) -> None:
+        """A whole head: its ASGI scope, and what it says of the connection and of its body."""
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+
+    def on_message_complete(self) -> None:
+        """The end of the request."""
+
+
+class RequestParser:
+    """Parses the requests of one connection.
+
+    llhttp keeps what it has not understood to its end: a header name, a value, the extension of a chunk, what
+    follows the last chunk. It has no limits for them; this has one for all.
+    """
+
+    def __init__(self, receiver: Receiver, *, base: Message, most_bytes: int) -> None:
+        """`base` is what the scopes of all requests have in common; `most_bytes` bounds a head."""
+        self._receiver = receiver
+        self._base = base
+        self._most_bytes = most_bytes
+        # Received since there last was something to tell.
+        self.mute_bytes = 0
+        # Whether part of a head is there.
+        self.reads_head = False
+        self._upgrades = False
+        self._method = self._url = b""
+        self._headers: list[Header] = []
+        self._expects_continue = False
+        self._llhttp = httptools.HttpRequestParser(self)
+
+    def feed(self, data: bytes) -> None:
+        """Reads bytes and tells the receiver what they complete.
+
+        Raises:
+            BadRequestError: they are not HTTP/1.
+            HeadTooLargeError: a head, or what follows a chunked body, is over its limit.
+        """
+        self.mute_bytes += len(data)
+        left: bytes | memoryview = data
+        while left:
+            try:
+                self._llhttp.feed_data(left)
+            except httptools.HttpParserUpgrade as upgrade:
+                left = self._without_upgrade() + bytes(memoryview(left)[upgrade.args[0] :])
+            except httptools.HttpParserError as error:
+                raise _translated(error) from error
+            else:
+                break
+        if self.mute_bytes > self._most_bytes:
+            raise self._head_too_large()
+
+    def body_was_read(self) -> None:
+        """Takes the news that somebody else read the rest of the body off the connection."""
+        # llhttp cannot skip; a new one waits for a head.
+        self._llhttp = httptools.HttpRequestParser(self)
+
+    def on_message_begin(self) -> None:
+        self._url, self._headers, self._expects_continue = b"", [], False
+        self.reads_head = True
+        self._receiver.on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Those that come after a body mean nothing here.
+        if self.reads_head:
+            name = name.lower()
+            self._headers.append((name, value))
+            if name == b"expect" and value.lower() == b"100-continue":
+                self._expects_continue = True
+
+    def on_headers_complete(self) -> None:
+        if self.mute_bytes > self._most_bytes:
+            self._check_head()
+        self.mute_bytes, self.reads_head = 0, False
+        self._method, version = self._llhttp.get_method(), self._llhttp.get_http_version()
+        if self._llhttp.should_upgrade():
+            if self._method == b"CONNECT":
+                raise BadRequestError("this server is no proxy; send the request itself instead of CONNECT.")
+            self._upgrades = True
+            return
+        path, _, query = self._url.partition(b"?")
+        if not path.startswith(b"/"):
+            path, query = _parsed(self._url)
+        text = path.decode("latin-1")
+        scope = {
+            "type": "http",
+            "asgi": _ASGI,
+            "http_version": version,
+            "scheme": "http",
+            "method": self._method.decode(),
+            "root_path": "",
+            "path": urllib.parse.unquote(text) if "%" in text else text,
+            "raw_path": path,
+            "query_string": query,
+            "headers": self._headers,
+            **self._base,
+        }
+        keep_alive = version == "1.1" and self._llhttp.should_keep_alive()
+        self._receiver.on_head(scope, keep_alive=keep_alive, expects_continue=self._expects_continue)
+
+    def on_body(self, body: bytes) -> None:
+        self.mute_bytes = 0
+        self._receiver.on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self._upgrades:
+            self._receiver.on_message_complete()
+
+    def _without_upgrade(self) -> bytes:
+        """The head of a request for another protocol, which it does not get, without the words that ask for it.
+
+        llhttp takes whatever follows such a head, its body too, for the other protocol; Java's client asks for
+        HTTP/2 with every first request.
+        """
+        self._upgrades = False
+        self._llhttp = httptools.HttpRequestParser(self)
+        kept = (header for header in self._headers if header[0] not in (b"upgrade", b"connection"))
+        lines = [b"%b %b HTTP/1.1" % (self._method, self._url), *(b"%b: %b" % header for header in kept)]
+        return b"\r\n".join([*lines, b"", b""])
+
+    def _check_head(self) -> None:
+        """Measures the head itself, where what came with it may have been too much."""
+        size = len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._headers)
+        if size > self._most_bytes:
+            raise self._head_too_large()
+
+    def _head_too_large(self) -> HeadTooLargeError:
+        return HeadTooLargeError(
+            f"the head of the request has more than {self._most_bytes} bytes; send fewer or shorter headers."
+        )
+
+
+def _translated(error: Exception) -> Exception:
+    """The error to raise for one of llhttp's; one that a callback raised is its own."""
+    cause: Any = error.__context__
+    if isinstance(error, httptools.HttpParserCallbackError) and cause is not None:
+        return cause if isinstance(cause, ServiceError) else error
+    return BadRequestError(f"what was sent is not HTTP/1.1 ({error}); send a request.")
+
+
+def _parsed(url: bytes) -> tuple[bytes, bytes]:
+    """Path and query of a target that is a whole URL; what is none is a path that nothing is at."""
+    try:
+        parsed = httptools.parse_url(url)
+    except httptools.HttpParserInvalidURLError:
+        return url, b""
+    return parsed.path or b"/", parsed.query or b""

@@ -1,0 +1,244 @@
+"""Connections over real sockets: HTTP as it is meant, and as clients get it wrong or mean harm."""
+
+import asyncio
+import contextlib
+import re
+
+import pytest
+
+from tests.unit.service.http.plain_server import PlainServer, plain_server
+from tests.unit.service.live_server import Reply, read_reply, request, until
+
+CLOSE = {"Connection": "close"}
+
+
+def parsed(raw: bytes) -> Reply:
+    head, _, body = raw.partition(b"\r\n\r\n")
+    lines = head.decode("latin-1").split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines[1:])
+    return Reply(status=int(lines[0].split()[1]), headers=headers, body=body)
+
+
+async def ask(server: PlainServer, path: str, body: bytes = b"", **headers: str) -> Reply:
+    return parsed(await server.exchange(request("POST", path, body, {**CLOSE, **headers})))
+
+
+def chunked(*pieces: bytes) -> bytes:
+    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize("path", ["/", "/whole"])
+@pytest.mark.parametrize("size", [0, 1, 70_000, 3_000_000])
+async def test_a_body_comes_whole_however_the_application_reads_it(path: str, size: int) -> None:
+    body = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    async with plain_server() as server:
+        assert (await ask(server, path, body)).body == body
+
+
+@pytest.mark.parametrize("path", ["/", "/whole"])
+async def test_a_body_in_pieces_at_any_place_comes_whole(path: str) -> None:
+    body = bytes(range(256)) * 40
+    async with plain_server() as server:
+        reader, writer = await server.connect()
+        sent = request("POST", path, body) * 2
+        for start in range(0, len(sent), 1777):
+            writer.write(sent[start : start + 1777])
+            await asyncio.sleep(0.002)
+        for _ in range(2):
+            assert (await read_reply(reader)).body == body
+        writer.close()
+
+
+async def test_what_follows_a_body_read_whole_is_the_next_request() -> None:
+    large = b"a" * 600_000
+    async with plain_server() as server:
+        reader, writer = await server.connect()
+        for _ in range(3):
+            writer.write(request("POST", "/whole", large) + request("POST", "/", b"next"))
+        for _ in range(3):
+            assert (await read_reply(reader)).body == large
+            assert (await read_reply(reader)).body == b"next"
+        writer.close()
+
+
+async def test_a_chunked_body_comes_whole() -> None:
+    async with plain_server() as server:
+        sent = request(
+            "POST", "/", chunked(b"one", b"two" * 50_000), {"Transfer-Encoding": "chunked", **CLOSE}
+        )
+        assert parsed(await server.exchange(sent)).body == b"one" + b"two" * 50_000
+
+
+async def test_trailers_are_dropped() -> None:
+    async with plain_server() as server:
+        body = b"3\r\none\r\n0\r\nX-Late: yes\r\n\r\n"
+        sent = request("POST", "/", body, {"Transfer-Encoding": "chunked"})
+        reply = await server.exchange(sent + request("POST", "/", b"two", CLOSE))
+        assert reply.count(b"HTTP/1.1 200") == 2
+        assert reply.endswith(b"two")
+
+
+async def test_requests_sent_ahead_are_answered_in_order() -> None:
+    async with plain_server() as server:
+        sent = b"".join(request("POST", "/", b"%d" % number) for number in range(50))
+        raw = await server.exchange(sent + request("POST", "/", b"last", CLOSE))
+        assert re.findall(rb"\r\n\r\n(\d+|last)", raw) == [*(b"%d" % number for number in range(50)), b"last"]
+
+
+async def test_an_answer_of_unknown_length_is_chunked() -> None:
+    async with plain_server() as server:
+        reply = await ask(server, "/pieces", b"abcdef")
+        assert reply.headers["transfer-encoding"] == "chunked"
+        assert reply.body == b"3\r\nabc\r\n3\r\ndef\r\n0\r\n\r\n"
+
+
+async def test_http_1_0_gets_a_body_that_ends_with_the_connection() -> None:
+    async with plain_server() as server:
+        sent = request("POST", "/pieces", b"abcdef").replace(b"HTTP/1.1", b"HTTP/1.0")
+        reply = parsed(await server.exchange(sent))
+        assert "transfer-encoding" not in reply.headers
+        assert (reply.headers["connection"], reply.body) == ("close", b"abcdef")
+
+
+async def test_head_gets_the_headers_alone() -> None:
+    async with plain_server() as server:
+        for path in ("/", "/pieces"):
+            sent = request("HEAD", path, b"abc") + request("POST", "/", b"next", CLOSE)
+            raw = await server.exchange(sent)
+            assert raw.count(b"HTTP/1.1 200") == 2, path
+            assert raw.count(b"abc") == 0, path
+            assert raw.endswith(b"next"), path
+
+
+async def test_no_content_has_neither_body_nor_length() -> None:
+    async with plain_server() as server:
+        reply = await ask(server, "/nothing")
+        assert (reply.status, reply.body) == (204, b"")
+        assert not {"content-length", "transfer-encoding"} & set(reply.headers)
+
+
+async def test_a_client_may_ask_whether_to_send_its_body() -> None:
+    async with plain_server() as server:
+        reader, writer = await server.connect()
+        writer.write(request("POST", "/", b"", {"Content-Length": "4", "Expect": "100-continue"}))
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(b"body")
+        assert (await read_reply(reader)).body == b"body"
+        writer.close()
+
+
+async def test_a_client_that_was_not_told_to_send_its_body_starts_anew() -> None:
+    async with plain_server() as server:
+        reply = parsed(
+            await server.exchange(
+                request("POST", "/early", b"", {"Content-Length": "4", "Expect": "100-continue"})
+            )
+        )
+        assert (reply.status, reply.body, reply.headers["connection"]) == (413, b"early", "close")
+
+
+async def test_an_upgrade_that_is_not_given_leaves_http_1() -> None:
+    async with plain_server() as server:
+        upgrade = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABk"}
+        sent = request("POST", "/", b"one", upgrade) + request("GET", "/", b"", upgrade)
+        raw = await server.exchange(sent + request("POST", "/", b"three", CLOSE))
+        assert raw.count(b"HTTP/1.1 200") == 3
+        assert raw.endswith(b"three")
+        assert server.app.seen == [("/", "3 bytes"), ("/", "0 bytes"), ("/", "5 bytes")]
+
+
+async def test_an_upgrade_with_a_body_in_pieces_loses_nothing() -> None:
+    upgrade = {"Connection": "Upgrade", "Upgrade": "h2c", "Transfer-Encoding": "chunked"}
+    sent = request("POST", "/", chunked(b"one", b"two"), upgrade) * 2
+    async with plain_server() as server:
+        reader, writer = await server.connect()
+        for start in range(0, len(sent), 7):
+            writer.write(sent[start : start + 7])
+            await asyncio.sleep(0.001)
+        for _ in range(2):
+            assert (await read_reply(reader)).body == b"onetwo"
+        writer.close()
+
+
+async def test_a_whole_url_as_target_is_its_path() -> None:
+    async with plain_server() as server:
+        assert (await ask(server, "http://octet/whole%20a?b=c", b"x")).status == 200
+        assert server.app.seen == [("/whole a", "1 bytes")]
+
+
+async def test_an_application_that_fails_costs_its_own_request_alone() -> None:
+    async with plain_server() as server:
+        reader, writer = await server.connect()
+        writer.write(request("POST", "/raises", b"x") + request("POST", "/", b"next"))
+        failed = await read_reply(reader)
+        assert (failed.status, failed.json["code"]) == (500, "server.error")
+        assert "secret" not in failed.json["error"]
+        assert (await read_reply(reader)).body == b"next"
+        writer.close()
+
+
+async def test_an_answer_that_breaks_off_ends_the_connection() -> None:
+    async with plain_server() as server:
+        reader, writer = await server.connect()
+        writer.write(request("POST", "/breaks-off", b"x"))
+        with contextlib.suppress(ConnectionError):
+            assert not (await reader.read()).endswith(b"0\r\n\r\n")
+        writer.close()
+
+
+async def test_a_rest_of_a_body_that_nobody_waits_for_is_dropped() -> None:
+    async with plain_server() as server:
+        reader, writer = await server.connect()
+        writer.write(request("POST", "/early", b"", {"Content-Length": "5000"}))
+        assert (await read_reply(reader)).status == 413
+        writer.write(b" " * 5000 + request("POST", "/", b"next"))
+        assert (await read_reply(reader)).body == b"next"
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nnot a length\r\n",
+        b"CONNECT octet:80 HTTP/1.1\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    ],
+)
+async def test_what_is_no_http_is_told_so(sent: bytes) -> None:
+    async with plain_server() as server:
+        reply = parsed(await server.exchange(sent))
+        assert (reply.status, reply.json["code"]) == (400, "request.invalid"), sent
+        assert reply.headers["connection"] == "close"
+        await until(lambda: server.connections == 0)
+
+
+async def test_nonsense_behind_a_request_does_not_cost_its_answer() -> None:
+    async with plain_server() as server:
+        raw = await server.exchange(request("POST", "/", b"first") + b"nonsense\r\n\r\n")
+        assert raw.startswith(b"HTTP/1.1 200")
+        assert b"firstHTTP/1.1 400" in raw
+
+
+async def test_more_bytes_than_said_are_no_part_of_the_body() -> None:
+    async with plain_server() as server:
+        raw = await server.exchange(request("POST", "/", b"12345", {"Content-Length": "3"}))
+        assert b"123HTTP/1.1 400" in raw
+        assert server.app.seen == [("/", "3 bytes")]
+
+
+@pytest.mark.parametrize("path", ["/", "/whole"])
+async def test_a_client_that_leaves_in_its_body_is_noticed(path: str) -> None:
+    async with plain_server() as server:
+        for size in (10, 900_000):
+            _, writer = await server.connect()
+            writer.write(request("POST", path, b"x" * size, {"Content-Length": str(size + 100_000)}))
+            await asyncio.sleep(0.05)
+            writer.close()
+        await until(lambda: server.app.seen == [(path, "left")] * 2)
+        await until(lambda: server.connections == 0)
