@@ -10,39 +10,25 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from queue import SimpleQueue
 from typing import Any
 
-import numpy as np
-
 from engines.errors import EngineRunError
 from engines.options import Batching
-from engines.runtimes.base import Engine, Slot
+from engines.runtimes.base import Engine
 from engines.tensors import Array
 from service import request_ids
+from service.admission import Admission
+from service.batch import Batch, note_run, shares, written
 from service.batch_sizes import BatchRules
-from service.errors import BadRequestError, DeadlineError, NotReadyError, QueueFullError, TooLargeError
+from service.device import Device, Turn
+from service.errors import DeadlineError, NotReadyError
 from service.metrics import VersionMetrics
-from service.queue import ItemShapes, Part, RowQueue, Waiting, note_run
+from service.queue import ItemShapes, Part, RowQueue, Waiting, turn_s
 from service.timeline import Timeline
 
 logger = logging.getLogger(__name__)
-
-# One batch in the engine and one written and waiting for it.
-_BATCHES_AHEAD = 2
-
-
-@dataclass(kw_only=True, slots=True)
-class _Batch:
-    parts: list[Part]
-    slot: Slot
-    # Filled in by the engine's thread.
-    started_s: float = 0.0
-    ended_s: float = 0.0
-    outputs: dict[str, Array] | None = None
-    error: Exception | None = None
 
 
 def _stays() -> bool:
@@ -56,21 +42,35 @@ class Batcher:
     """
 
     def __init__(
-        self, engine: Engine, *, limits: Batching, rules: BatchRules, metrics: VersionMetrics
+        self,
+        engine: Engine,
+        *,
+        limits: Batching,
+        rules: BatchRules,
+        metrics: VersionMetrics,
+        device: Device | None = None,
     ) -> None:
+        """`device` is what the engine shares with others; None is a device of its own."""
         self._engine = engine
         self._limits = limits
         self._rules = rules
         self._metrics = metrics
+        self._device = device or Device()
+        self._turn = Turn(wake=self._flush)
+        self._admission = Admission(limits, rules)
         self._queue = RowQueue()
         self._open: set[Waiting] = set()
+        # Batches that were handed over and have not come back: one for each lane held, and at most one ahead.
         self._running = 0
         self._closing: asyncio.Task[None] | None = None
         self._flush_planned = False
         self._delay: asyncio.TimerHandle | None = None
         self._sweep: asyncio.TimerHandle | None = None
-        self._batches: SimpleQueue[_Batch | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="octet-engine", daemon=True)
+        self._batches: SimpleQueue[Batch | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._work, name="octet-engine", daemon=True)
+            for _ in range(self._device.lanes)
+        ]
         self._loop: asyncio.AbstractEventLoop
 
     @property
@@ -86,21 +86,23 @@ class Batcher:
     def start(self) -> None:
         """Begins to run batches."""
         self._loop = asyncio.get_running_loop()
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     async def submit(
         self,
         feeds: dict[str, Array],
         *,
         timeout_s: float | None = None,
+        priority: int | None = None,
         gone: Callable[[], bool] = _stays,
         timeline: Timeline | None = None,
     ) -> dict[str, Array]:
         """Runs the rows of `feeds` and returns their outputs.
 
-        `feeds` has one C-contiguous array per input, in the model's order, rows along axis 0. `gone` says
-        whether the caller's client has left; such a request is dropped when its batch forms. `timeline`, where
-        there is one, is told when what happened.
+        `feeds` has one C-contiguous array per input, in the model's order, rows along axis 0. `priority` is 1 for
+        the highest, see `service.queue.turn_s`. `gone` says whether the caller's client has left; such a request is
+        dropped when its batch forms. `timeline`, where there is one, is told when what happened.
 
         Raises:
             BadRequestError: the inputs differ in rows, or the engine does not take that many.
@@ -111,14 +113,19 @@ class Batcher:
             EngineRunError: the engine failed on the batch.
             DepartedError: the client has gone.
         """
-        rows = self._admit(feeds)
-        now_s = time.perf_counter()
+        rows = self._admission.rows_of(feeds)
+        if self._closing is not None:
+            raise NotReadyError("the model is being unloaded; send the request again.")
         limit_s = self._limits.timeout_ms / 1e3
+        limit_s = limit_s if timeout_s is None else min(timeout_s, limit_s)
+        self._admission.check_room(rows, self._queue.rows, limit_s)
+        now_s = time.perf_counter()
         request = Waiting(
             feeds=feeds,
             rows=rows,
             arrived_s=now_s,
-            deadline_s=now_s + (limit_s if timeout_s is None else min(timeout_s, limit_s)),
+            turn_s=turn_s(now_s, priority),
+            deadline_s=now_s + limit_s,
             answer=self._loop.create_future(),
             gone=gone,
             request_id=request_ids.current(),
@@ -135,7 +142,7 @@ class Batcher:
             self._open.discard(request)
 
     async def close(self, *, drain_s: float = 30.0) -> None:
-        """Answers what was admitted, then ends the thread and closes the engine. Idempotent.
+        """Answers what was admitted, then ends the threads and closes the engine. Idempotent.
 
         New requests get NotReadyError, and so does what is still waiting after `drain_s`.
         """
@@ -144,18 +151,20 @@ class Batcher:
         await asyncio.shield(self._closing)
 
     async def _close(self, drain_s: float) -> None:
-        if self._thread.ident is not None:
+        if self._threads[0].ident is not None:
             answers = [request.answer for request in self._open]
             if answers:
                 await asyncio.wait(answers, timeout=drain_s)
             for part in self._queue.drain():
                 part.request.fail(NotReadyError("the model is being unloaded; send the request again."))
-            self._batches.put(None)
-            await asyncio.to_thread(self._thread.join, drain_s)
+            for _ in self._threads:
+                self._batches.put(None)
+            await asyncio.to_thread(self._join, time.monotonic() + drain_s)
         for timer in (self._delay, self._sweep):
             if timer is not None:
                 timer.cancel()
-        if self._thread.is_alive():
+        self._device.leave(self._turn)
+        if any(thread.is_alive() for thread in self._threads):
             logger.error(
                 "an engine has not come back after %.0f s; its memory stays taken",
                 drain_s,
@@ -164,31 +173,9 @@ class Batcher:
             return
         await asyncio.to_thread(self._engine.close)
 
-    def _admit(self, feeds: Mapping[str, Array]) -> int:
-        """The rows of a request that may wait."""
-        counts = {array.shape[0] if array.ndim else 1 for array in feeds.values()}
-        rows = max(counts, default=1)
-        if self._rules.batchable:
-            if len(counts) != 1:
-                seen = ", ".join(f"{name} has {array.shape[0]}" for name, array in feeds.items())
-                raise BadRequestError(f"the inputs differ in rows: {seen}; send as many rows in each.")
-        elif rows > self._rules.max_rows:
-            raise BadRequestError(
-                f"the request has {rows} rows; this model's rows influence each other, so requests run whole "
-                f"and have at most {self._rules.max_rows}."
-            )
-        if self._closing is not None:
-            raise NotReadyError("the model is being unloaded; send the request again.")
-        room = self._limits.max_queue_rows
-        if rows > room:
-            raise TooLargeError(
-                f"the request has {rows} rows, the queue holds {room}; send fewer in a request."
-            )
-        if self._queue.rows + rows > room:
-            raise QueueFullError(
-                f"{self._queue.rows} rows wait for the model and {room} may; send the request again later."
-            )
-        return rows
+    def _join(self, until_s: float) -> None:
+        for thread in self._threads:
+            thread.join(max(0.0, until_s - time.monotonic()))
 
     def _enqueue(self, request: Waiting) -> None:
         """Queues a request, an oversize one in parts, and has the engine woken if it is idle.
@@ -204,24 +191,26 @@ class Batcher:
             for start in range(0, request.rows, most):
                 rows = min(most, request.rows - start)
                 self._queue.push(shapes, Part(request=request, start=start, rows=rows))
-        if not self._flush_planned and self._running < _BATCHES_AHEAD:
+        if not self._flush_planned and self._running <= self._turn.held:
             self._flush_planned = True
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        """Hands batches to the engine: whatever is there while it is idle, a full one ahead while it runs."""
+        """Hands batches to the engine: whatever is there for a free lane, a full one ahead while all are taken."""
         self._flush_planned = False
         most = self._rules.max_rows if self._rules.batchable else 1
-        while self._running < _BATCHES_AHEAD and self._queue.rows:
-            if not self._queue.fills(most) and (self._running or self._may_wait()):
+        while self._queue.rows and self._running <= self._turn.held:
+            full = self._queue.fills(most)
+            if not full and self._may_wait():
                 return
-            if not self._dispatch(most):
+            if not self._device.take(self._turn) and not (full and self._device.has_all(self._turn)):
                 return
+            self._dispatch(most)
 
     def _may_wait(self) -> bool:
         """Whether the oldest row may wait longer for company; if so, a timer ends the wait."""
         delay_s = self._limits.max_queue_delay_us / 1e6
-        if not delay_s:
+        if not delay_s or self._running:
             return False
         left_s = self._queue.oldest_s() + delay_s - time.perf_counter()
         if left_s <= 0:
@@ -231,41 +220,23 @@ class Batcher:
         self._delay = self._loop.call_later(left_s, self._flush)
         return True
 
-    def _dispatch(self, most: int) -> bool:
-        """Forms one batch, writes it into a slot and hands it over; False where nothing was left."""
+    def _dispatch(self, most: int) -> None:
+        """Forms one batch, writes it into a slot and hands it over."""
         parts = self._queue.take(most)
-        if not parts:
-            return False
-        try:
-            batch = self._fill(parts)
-        except Exception as error:
-            logger.exception("a batch could not be written", extra=self._concerned(parts))
-            self._fail_all(parts, error)
-            return True
-        self._running += 1
-        self._batches.put(batch)
-        return True
-
-    def _fill(self, parts: list[Part]) -> _Batch:
-        feeds = parts[0].request.feeds
-        if not self._rules.batchable:
-            shapes = {name: array.shape for name, array in feeds.items()}
-            slot = self._engine.slot(shapes)
-            for name, target in slot.inputs.items():
-                target[...] = feeds[name]
-            return _Batch(parts=parts, slot=slot)
-        rows = sum(part.rows for part in parts)
-        size = self._rules.size_for(rows)
-        shapes = {name: (size, *array.shape[1:]) for name, array in feeds.items()}
-        slot = self._engine.slot(shapes)
-        for name, target in slot.inputs.items():
-            np.concatenate([part.rows_of(name) for part in parts], out=target[:rows], casting="no")
-            if size > rows:
-                target[rows:] = target[rows - 1]
-        return _Batch(parts=parts, slot=slot)
+        if parts:
+            try:
+                slot = written(self._engine, self._rules, parts)
+            except Exception as error:
+                logger.exception("a batch could not be written", extra=self._concerned(parts))
+                self._fail_all(parts, error)
+            else:
+                self._running += 1
+                self._batches.put(Batch(parts=parts, slot=slot, left_others=self._queue.rows > 0))
+        if self._running < self._turn.held:
+            self._device.give_back(self._turn, 0.0, wants=False)
 
     def _work(self) -> None:
-        """The engine's thread: runs what it is handed, in order, until it is handed None."""
+        """A thread of the engine: runs what it is handed, in order, until it is handed None."""
         while (batch := self._batches.get()) is not None:
             batch.started_s = time.perf_counter()
             try:
@@ -275,29 +246,36 @@ class Batcher:
             batch.ended_s = time.perf_counter()
             self._loop.call_soon_threadsafe(self._finish, batch)
 
-    def _finish(self, batch: _Batch) -> None:
+    def _finish(self, batch: Batch) -> None:
         """Back in the loop: the next batch first, then the answers of this one."""
         self._running -= 1
         self._engine.release(batch.slot)
+        self._admission.learn(batch)
+        compute_s = batch.ended_s - batch.started_s
+        if self._running < self._turn.held:
+            self._device.give_back(self._turn, compute_s, wants=self._queue.rows > 0)
+        else:
+            self._device.charge(self._turn, compute_s)
         self._flush()
-        metrics = self._metrics
-        metrics.compute_seconds.observe(batch.ended_s - batch.started_s)
-        metrics.batch_rows.observe(sum(part.rows for part in batch.parts))
-        note_run(batch.parts, batch.started_s, batch.ended_s)
+        self._count(batch, compute_s)
         if batch.outputs is None:
             self._fail_all(batch.parts, batch.error)
             return
-        statistics, row = metrics.statistics, 0
-        statistics.executions += 1
+        for part, outputs in shares(self._rules, batch.parts, batch.outputs):
+            part.request.answer_part(part, outputs)
+
+    def _count(self, batch: Batch, compute_s: float) -> None:
+        metrics = self._metrics
+        metrics.compute_seconds.observe(compute_s)
+        metrics.batch_rows.observe(batch.rows)
+        note_run(batch)
+        if batch.outputs is None:
+            return
+        metrics.statistics.executions += 1
         for part in batch.parts:
             if part.start == 0:
                 metrics.queue_seconds.observe(batch.started_s - part.request.arrived_s)
-                statistics.compute.add(batch.ended_s - batch.started_s)
-            outputs = batch.outputs
-            if self._rules.batchable:
-                outputs = {name: array[row : row + part.rows] for name, array in outputs.items()}
-            row += part.rows
-            part.request.answer_part(part, outputs)
+                metrics.statistics.compute.add(compute_s)
 
     def _fail_all(self, parts: list[Part], error: Exception | None) -> None:
         logger.error(

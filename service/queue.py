@@ -1,21 +1,39 @@
 """The rows that wait for one engine, and how a batch is formed of them."""
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Sequence
+import heapq
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from engines.tensors import Array
-from service.timeline import EngineRun, Timeline
+from service.timeline import Timeline
 
 ItemShapes = tuple[tuple[int, ...], ...]
 """The shapes of one row, input by input in the model's order: only rows of equal ones can share a batch."""
 
+PRIORITY_STEP_S = 1.0
+"""How much later than it did a request counts as arrived for each level below the highest priority."""
+DEFAULT_PRIORITY = 2
+"""Of a request that names none, so that 1, the highest, is ahead of it."""
+LOWEST_PRIORITY = 8
+"""What is asked for below counts as this."""
+
 
 class DepartedError(Exception):
     """The client of a waiting request has gone; nobody reads its answer."""
+
+
+def turn_s(arrived_s: float, priority: int | None) -> float:
+    """When a request's turn comes, on the clock of `arrived_s`: requests are served in the order of this.
+
+    It is fixed on arrival, so nobody starves: however many requests of the highest priority come, one of level p
+    is overtaken only by those that came within p - 1 steps of it.
+    """
+    level = min(priority or DEFAULT_PRIORITY, LOWEST_PRIORITY)
+    return arrived_s + (level - 1) * PRIORITY_STEP_S
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -26,6 +44,8 @@ class Waiting:
     feeds: dict[str, Array]
     rows: int
     arrived_s: float
+    # See the function `turn_s`.
+    turn_s: float
     deadline_s: float
     # Gets the outputs, or the error.
     answer: asyncio.Future[dict[str, Array]]
@@ -79,74 +99,76 @@ class Part:
         return array if self.rows == self.request.rows else array[self.start : self.start + self.rows]
 
 
-def note_run(parts: Sequence[Part], started_s: float, ended_s: float) -> None:
-    """Tells the timelines of a batch, where it has any, when it ran."""
-    watched = [part.request.timeline for part in parts if part.request.timeline is not None]
-    if not watched:
-        return
-    run = EngineRun(
-        started_s=started_s,
-        ended_s=ended_s,
-        rows=sum(part.rows for part in parts),
-        requests=len(parts),
-        watched=watched,
-    )
-    for timeline in watched:
-        timeline.runs.append(run)
+@dataclass(kw_only=True, slots=True)
+class _Line:
+    """The parts of one item shape."""
+
+    # A heap by turn, then by arrival here.
+    parts: list[tuple[float, int, Part]] = field(default_factory=list)
+    rows: int = 0
 
 
 class RowQueue:
-    """Waiting parts, first come first served, kept apart by item shape."""
+    """Waiting parts by their turn, kept apart by item shape: whatever the shape, the earliest turn goes next."""
 
     def __init__(self) -> None:
-        self._by_shape: dict[ItemShapes, deque[Part]] = {}
+        self._lines: dict[ItemShapes, _Line] = {}
+        self._numbers = itertools.count()
         # Rows that wait, those of abandoned requests included until a batch forms.
         self.rows = 0
 
     def push(self, shapes: ItemShapes, part: Part) -> None:
-        """Puts a part at the end."""
-        self._by_shape.setdefault(shapes, deque()).append(part)
+        """Puts a part where its turn is, behind those of the same turn."""
+        line = self._lines.get(shapes)
+        if line is None:
+            line = self._lines[shapes] = _Line()
+        heapq.heappush(line.parts, (part.request.turn_s, next(self._numbers), part))
+        line.rows += part.rows
         self.rows += part.rows
 
     def next_shapes(self) -> ItemShapes | None:
-        """The item shapes of the part that has waited longest, or None where nothing waits."""
-        if not self._by_shape:
-            return None
-        return min(self._by_shape, key=lambda shapes: self._by_shape[shapes][0].request.arrived_s)
+        """The item shapes of the part whose turn is next, or None where nothing waits."""
+        if len(self._lines) < 2:
+            return next(iter(self._lines), None)
+        return min(self._lines, key=lambda shapes: self._lines[shapes].parts[0][:2])
 
     def oldest_s(self) -> float:
         """When the part that has waited longest arrived; something must wait."""
-        return min(parts[0].request.arrived_s for parts in self._by_shape.values())
+        return min(part.request.arrived_s for line in self._lines.values() for _, _, part in line.parts)
 
     def fills(self, max_rows: int) -> bool:
         """Whether the next batch would be full."""
-        shapes = self.next_shapes()
-        if shapes is None or self.rows < max_rows:
+        if self.rows < max_rows:
             return False
-        return len(self._by_shape) == 1 or sum(part.rows for part in self._by_shape[shapes]) >= max_rows
+        shapes = self.next_shapes()
+        return shapes is not None and self._lines[shapes].rows >= max_rows
 
     def take(self, max_rows: int) -> list[Part]:
-        """Forms a batch: the parts that waited longest, of one item shape, at most `max_rows` rows together.
+        """Forms a batch: the parts whose turn is next, of one item shape, at most `max_rows` rows together.
 
         Parts of abandoned requests are dropped on the way. The first part is taken whatever its size. Empty
         where nothing waits.
         """
         batch: list[Part] = []
         while not batch and (shapes := self.next_shapes()) is not None:
-            parts, room = self._by_shape[shapes], max_rows
-            while parts and (not batch or parts[0].rows <= room):
-                part = parts.popleft()
+            line, room = self._lines[shapes], max_rows
+            while line.parts and (not batch or line.parts[0][2].rows <= room):
+                part = heapq.heappop(line.parts)[2]
+                line.rows -= part.rows
                 self.rows -= part.rows
                 if not part.request.abandoned():
                     batch.append(part)
                     room -= part.rows
-            if not parts:
-                del self._by_shape[shapes]
+                elif not batch:
+                    # Now the turn of another shape may be next.
+                    break
+            if not line.parts:
+                del self._lines[shapes]
         return batch
 
     def drain(self) -> list[Part]:
         """Empties the queue."""
-        parts = [part for waiting in self._by_shape.values() for part in waiting]
-        self._by_shape.clear()
+        parts = [part for line in self._lines.values() for _, _, part in line.parts]
+        self._lines.clear()
         self.rows = 0
         return parts

@@ -15,6 +15,7 @@ from engines.report import Verdict
 from service.batcher import Batcher
 from service.catalog import Catalog, Version
 from service.deployment import Deployment
+from service.device import Device
 from service.errors import NotFoundError, NotReadyError
 from service.loading import Loaded
 from service.metrics import Metrics
@@ -54,6 +55,8 @@ class Deployments:
         self._catalog = catalog
         self._metrics = metrics
         self._load = load
+        # What the engines of all versions share.
+        self._device = Device()
         self._revision: int | None = None
         self._published: dict[Key, Version] = {}
         self._status: dict[Key, VersionStatus] = {}
@@ -279,6 +282,7 @@ class Deployments:
             limits=version.options.batching,
             rules=loaded.rules,
             metrics=metrics,
+            device=self._device,
         )
         batcher.start()
         self._loaded[key] = Deployment(

@@ -127,7 +127,11 @@ class InferenceHandler:
         request = decode(body, deployment.signature, json_bytes=headers.json_bytes)
         decode_s = time.perf_counter() - started_s
         outputs = await deployment.batcher.submit(
-            request.feeds, timeout_s=request.timeout_s, gone=departure_of(receive), timeline=timeline
+            request.feeds,
+            timeout_s=request.timeout_s,
+            priority=request.priority,
+            gone=departure_of(receive),
+            timeline=timeline,
         )
         started_s = time.perf_counter()
         response = encode(

@@ -10,6 +10,7 @@ from engines.options import Batching
 from engines.tensors import Array
 from service.batch_sizes import BatchRules
 from service.batcher import Batcher
+from service.device import Device
 from service.errors import BadRequestError, DeadlineError, NotReadyError, QueueFullError, TooLargeError
 from service.metrics import Metrics
 from service.queue import DepartedError
@@ -23,6 +24,7 @@ async def batching(
     sizes: tuple[int, ...] = tuple(range(1, 9)),
     batchable: bool = True,
     metrics: Metrics | None = None,
+    device: Device | None = None,
     **limits: int,
 ) -> AsyncIterator[Batcher]:
     batcher = Batcher(
@@ -30,6 +32,7 @@ async def batching(
         limits=Batching(**{"max_batch_rows": sizes[-1], **limits}),
         rules=BatchRules(batchable=batchable, sizes=sizes),
         metrics=(metrics or Metrics()).of("m", "1"),
+        device=device,
     )
     batcher.start()
     try:
@@ -384,3 +387,80 @@ async def test_counts_batches_rows_and_waits_once() -> None:
     assert sample("octet_batch_rows_count", labels) == 3
     assert sample("octet_compute_seconds_count", labels) == 3
     assert sample("octet_queue_seconds_count", labels) == 2
+
+
+async def test_a_higher_priority_is_in_the_next_batch() -> None:
+    engine = EchoEngine()
+    async with batching(engine, sizes=(1,)) as batcher:
+        first = await busy(engine, batcher)
+        tasks = [
+            asyncio.create_task(batcher.submit(rows(value), priority=priority))
+            for value, priority in ((1, None), (2, 3), (3, None), (4, 1))
+        ]
+        ended: list[float] = []
+        for task in tasks:
+            task.add_done_callback(lambda done: ended.append(firsts(done.result())[0]))
+        await until(lambda: batcher.inflight_requests == 5)
+        engine.gate.set()
+        await asyncio.gather(first, *tasks)
+    assert ended == [4, 1, 3, 2]
+
+
+async def test_engines_that_share_a_device_run_one_at_a_time() -> None:
+    device, one, other = Device(), EchoEngine(), EchoEngine()
+    async with batching(one, device=device) as batcher, batching(other, device=device) as waits:
+        first = await busy(one, batcher)
+        second = submitted(waits, 2)
+        await until(lambda: waits.queue_rows == 1)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not other.entered.is_set()
+        one.gate.set()
+        assert firsts(await second) == [2]
+        await first
+
+
+async def test_a_batch_is_not_written_ahead_of_another_model_that_waits() -> None:
+    device, one, other = Device(), EchoEngine(), EchoEngine()
+    async with batching(one, device=device) as batcher, batching(other, device=device) as waits:
+        first = await busy(one, batcher)
+        second = submitted(waits, 2)
+        await until(lambda: waits.queue_rows == 1)
+        await asyncio.sleep(0)
+        full = [submitted(batcher, value) for value in range(8)]
+        await until(lambda: batcher.queue_rows == 8)
+        await asyncio.sleep(0)
+        assert batcher.queue_rows == 8
+        one.gate.set()
+        await asyncio.gather(first, second, *full)
+
+
+async def test_an_engine_runs_as_many_batches_at_a_time_as_the_device_has_lanes() -> None:
+    engine = EchoEngine()
+    async with batching(engine, device=Device(2)) as batcher:
+        engine.gate.clear()
+        tasks = [submitted(batcher, 0)]
+        await until(engine.entered.is_set)
+        engine.entered.clear()
+        tasks.append(submitted(batcher, 1))
+        await until(engine.entered.is_set)
+        tasks.append(submitted(batcher, 2))
+        await until(lambda: batcher.queue_rows == 1)
+        engine.gate.set()
+        assert [firsts(await task) for task in tasks] == [[0], [1], [2]]
+
+
+async def test_a_batch_of_departed_clients_alone_leaves_the_device_free() -> None:
+    device, engine = Device(), EchoEngine()
+    async with batching(engine, device=device) as batcher:
+        with pytest.raises(DepartedError):
+            await batcher.submit(rows(1), gone=lambda: True)
+        assert firsts(await batcher.submit(rows(2))) == [2]
+
+
+async def test_a_closed_batcher_holds_no_lane() -> None:
+    device = Device()
+    async with batching(EchoEngine(), device=device) as batcher:
+        await batcher.submit(rows(1))
+    async with batching(EchoEngine(), device=device) as batcher:
+        assert firsts(await batcher.submit(rows(2))) == [2]

@@ -3,17 +3,18 @@ import asyncio
 import numpy as np
 import pytest
 
-from service.queue import DepartedError, Part, RowQueue, Waiting
+from service.queue import LOWEST_PRIORITY, PRIORITY_STEP_S, DepartedError, Part, RowQueue, Waiting, turn_s
 
 ONE = ((2,),)
 OTHER = ((3,),)
 
 
-def waiting(rows: int, arrived_s: float, *, gone: bool = False) -> Waiting:
+def waiting(rows: int, arrived_s: float, *, gone: bool = False, priority: int | None = None) -> Waiting:
     return Waiting(
         feeds={"x": np.zeros((rows, 2), np.float32)},
         rows=rows,
         arrived_s=arrived_s,
+        turn_s=turn_s(arrived_s, priority),
         deadline_s=arrived_s + 1,
         answer=asyncio.get_running_loop().create_future(),
         gone=lambda: gone,
@@ -94,6 +95,12 @@ async def test_goes_on_to_the_next_shape_when_everybody_of_the_oldest_has_gone()
     assert queue.rows == 0
 
 
+async def test_whoever_stays_behind_one_that_left_does_not_inherit_its_turn() -> None:
+    second = waiting(1, 1.0)
+    queue = queued((ONE, waiting(1, 0.0, gone=True)), (ONE, waiting(1, 2.0)), (OTHER, second))
+    assert [part.request for part in queue.take(8)] == [second]
+
+
 @pytest.mark.parametrize(("rows", "full"), [(7, False), (8, True)])
 async def test_a_batch_is_full_at_its_limit(rows: int, full: bool) -> None:
     assert queued((ONE, waiting(rows, 0.0))).fills(8) is full
@@ -117,3 +124,30 @@ async def test_a_part_knows_its_rows() -> None:
     request = waiting(5, 0.0)
     request.feeds["x"][:] = np.arange(5, dtype=np.float32)[:, None]
     assert Part(request=request, start=3, rows=2).rows_of("x")[:, 0].tolist() == [3, 4]
+
+
+async def test_a_higher_priority_goes_first_and_none_is_between_the_first_and_the_third() -> None:
+    low, unsaid, high = waiting(1, 0.0, priority=3), waiting(1, 0.1), waiting(1, 0.2, priority=1)
+    queue = queued((ONE, low), (ONE, unsaid), (ONE, high))
+    assert [part.request for part in queue.take(8)] == [high, unsaid, low]
+
+
+async def test_a_priority_chooses_the_shape_that_goes_next() -> None:
+    queue = queued((ONE, waiting(1, 0.0)), (OTHER, waiting(1, 0.5, priority=1)))
+    assert queue.next_shapes() == OTHER
+
+
+async def test_a_low_priority_is_overtaken_only_by_what_came_within_its_steps() -> None:
+    low = waiting(1, 0.0, priority=2)
+    before, after = (waiting(1, PRIORITY_STEP_S + late_s, priority=1) for late_s in (-0.1, 0.1))
+    queue = queued((ONE, low), (ONE, before), (ONE, after))
+    assert [part.request for part in queue.take(8)] == [before, low, after]
+
+
+def test_a_priority_below_the_lowest_counts_as_the_lowest() -> None:
+    assert turn_s(5.0, 1_000_000) == turn_s(5.0, LOWEST_PRIORITY)
+    assert turn_s(5.0, 1) == 5.0
+
+
+async def test_a_delay_counts_from_the_row_that_waited_longest_whatever_its_turn() -> None:
+    assert queued((ONE, waiting(1, 0.0, priority=3)), (ONE, waiting(1, 0.5, priority=1))).oldest_s() == 0.0
