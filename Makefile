@@ -1,9 +1,11 @@
-# The four entry points: `make demo`, `make test`, `make lint`, `make serve`. Each sets up what it needs in .venv.
+# What people type: `make demo`, `make serve`, `make loadtest`, `make test`, `make lint`. Each sets up what it needs.
 PYTHON ?= python3
 VENV := .venv
+# Apart from the rest: Locust changes how sockets and threads work in its process.
+LOADTEST := .venv-loadtest
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint serve setup clean lock
+.PHONY: demo test lint serve loadtest setup clean lock
 
 demo: setup
 	@$(BIN)/python -m examples.demo
@@ -19,6 +21,12 @@ lint: $(VENV)/.dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+# Puts a short load on a running octet, by users of Locust, and writes loadtest.html: make loadtest URL=... MODEL=...
+loadtest: setup $(LOADTEST)/.run
+	@$(BIN)/python -m loadtests.users --python $(LOADTEST)/bin/python $(if $(URL),--url $(URL)) $(if $(MODEL),--model $(MODEL)) \
+		$(if $(USERS),--users $(USERS)) $(if $(ROWS),--rows $(ROWS)) $(if $(SAMPLES),--samples $(SAMPLES)) \
+		$(if $(SHAPE),--shape $(SHAPE)) $(if $(HEADER),--header "$(HEADER)")
+
 setup: $(VENV)/.run
 
 $(VENV)/.run: requirements.lock pyproject.toml
@@ -33,10 +41,17 @@ $(VENV)/.dev: $(VENV)/.run requirements-dev.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-dev.lock
 	@touch $@
 
+$(LOADTEST)/.run: requirements-loadtest.lock
+	@$(PYTHON) -m venv $(LOADTEST)
+	@echo "octet: installing Locust into $(LOADTEST)"
+	@$(LOADTEST)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-loadtest.lock
+	@touch $@
+
 # Writes the lock files anew from pyproject.toml; needs uv.
 lock:
 	uv pip compile pyproject.toml --extra demo --group build --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet -o requirements.lock
 	uv pip compile pyproject.toml --extra demo --group dev --constraint requirements.lock --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet -o requirements-dev.lock
+	uv pip compile --group pyproject.toml:loadtest --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet -o requirements-loadtest.lock
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(LOADTEST)
