@@ -207,6 +207,11 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         self._transport.abort()
 
+    def ended(self, task: "asyncio.Task[None] | None") -> None:
+        # Not by a callback of the task, which would cost another turn of the loop.
+        if task is not None:
+            self._server.tasks.discard(task)
+
     # What the server calls.
 
     def shutdown(self) -> None:
@@ -237,7 +242,7 @@ class Connection(asyncio.Protocol):
         task = self._loop.create_task(exchange.run(self._application))
         # The loop itself keeps no task alive; the server waits for these before it ends.
         self._server.tasks.add(task)
-        task.add_done_callback(self._server.tasks.discard)
+        exchange.task = task
 
     def _finish(self, exchange: Exchange) -> None:
         """Goes on after an exchange that is over."""

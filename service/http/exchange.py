@@ -59,6 +59,9 @@ class Channel(Protocol):
     def abort(self) -> None:
         """Ends the connection at once."""
 
+    def ended(self, task: "asyncio.Task[None] | None") -> None:
+        """Takes the news that the task of an exchange is over."""
+
 
 class Exchange:
     """A request that is being received and answered.
@@ -69,7 +72,8 @@ class Exchange:
 
     __slots__ = (
         "_changed", "_channel", "_chunked", "_expects_continue", "_handed_over", "_left_bytes", "_pieces",
-        "_start", "_started", "answered", "disconnected", "keep_alive", "received", "scope", "waiting_bytes",
+        "_start", "_started", "answered", "disconnected", "keep_alive", "received", "scope", "task",
+        "waiting_bytes",
     )  # fmt: skip
 
     def __init__(self, channel: Channel, scope: Message, *, keep_alive: bool, expects_continue: bool) -> None:
@@ -83,6 +87,8 @@ class Exchange:
         self.keep_alive = keep_alive
         # How much of the body waits for the application.
         self.waiting_bytes = 0
+        # In which it runs.
+        self.task: asyncio.Task[None] | None = None
         self._channel = channel
         self._expects_continue = expects_continue
         self._pieces: list[Piece] = []
@@ -100,6 +106,8 @@ class Exchange:
             await application(self.scope, self.receive, self.send)
         except Exception:
             logger.exception("the application failed on %s", self.scope.get("path"))
+        finally:
+            self._channel.ended(self.task)
         if self.answered or self.disconnected:
             return
         if self._started:
@@ -134,6 +142,13 @@ class Exchange:
         body = self._taken()
         self._handed_over = self.received
         return {"type": "http.request", "body": bytes(body), "more_body": not self.received}
+
+    def whole_at_hand(self) -> Piece | None:
+        """The body, where all of it came in one piece and nothing of it was received yet."""
+        if not self.received or len(self._pieces) != 1 or self._handed_over or self.disconnected:
+            return None
+        self._handed_over = True
+        return self._taken()
 
     async def read_whole(self, size: int) -> Piece | None:
         """The whole body, of `size` bytes by its Content-Length; None where the client left before its end.

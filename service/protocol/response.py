@@ -12,7 +12,8 @@ from service.protocol.datatypes import datatype
 from service.protocol.json_tensors import to_json
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+# Not frozen: to set a field would take three times as long.
+@dataclass(kw_only=True, slots=True)
 class InferenceResponse:
     """The body of a response."""
 
