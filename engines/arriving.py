@@ -48,7 +48,7 @@ def arrive(
 
     Raises:
         UnsupportedModelError: a quantizer cannot be compiled as it is meant.
-        InvalidOptionsError: the model arrived in INT8, and another precision is asked for.
+        InvalidOptionsError: another precision is asked for than the one it arrived in.
     """
     workspace.path(ARRIVED).unlink(missing_ok=True)
     if not is_quantized(prepared.proto.graph):
@@ -59,10 +59,11 @@ def arrive(
     else:
         stored = _with_stored_codes(prepared)
         arrived = describe_arrived(uploaded.proto, stored)
-        if options.precision is not Precision.INT8:
+        if arrived.precision is not None and arrived.precision is not options.precision:
             raise InvalidOptionsError(
-                f"{arrived.describe()}, in INT8, and cannot be built in {options.precision.value}: ask for precision"
-                " int8, which keeps its quantizers, or upload the FP32 model."
+                f"{arrived.describe()}, in {arrived.precision.upper()}, and cannot be built in"
+                f" {options.precision.value}: ask for precision {arrived.precision.value}, which keeps its quantizers,"
+                " or upload the FP32 model."
             )
         quantizers = read_quantizers(stored.proto.graph)
         floating = prepare(from_proto(without_pairs(stored.proto, quantizers)))
@@ -80,7 +81,9 @@ def _described(uploaded: Model, prepared: Model) -> Arrived:
     try:
         return describe_arrived(uploaded.proto, prepared)
     except UnsupportedModelError:
-        return Arrived(producer=producer(uploaded.proto), layers=(), floating={}, asymmetric=())
+        return Arrived(
+            producer=producer(uploaded.proto), precision=None, layers=(), floating={}, asymmetric=()
+        )
 
 
 def arrived_as(workspace: Workspace) -> Arrived | None:
@@ -91,6 +94,7 @@ def arrived_as(workspace: Workspace) -> Arrived | None:
     entry = json.loads(path.read_bytes())
     return Arrived(
         producer=entry["producer"],
+        precision=entry["precision"] and Precision(entry["precision"]),
         layers=tuple(entry["layers"]),
         floating=entry["floating"],
         asymmetric=tuple(entry["asymmetric"]),

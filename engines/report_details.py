@@ -89,11 +89,11 @@ def speed_warnings(
     other = "the graph without its rounding" if arrived else "FP32"
     warning = f"The 8-bit engine is slower than {other} on this machine: {' and '.join(slower)}. "
     if emulated:
-        warning += "It is emulated here: serve it on hardware that computes in its type, or build with precision int8."
-    elif arrived:
-        warning += "Upload the FP32 model, unless the smaller file is what you are after."
+        remedy = "upload the FP32 model" if arrived else "build with precision int8"
+        warning += f"It is emulated here: serve it on hardware that computes in its type, or {remedy}."
     else:
-        warning += "Build with precision fp32, unless the smaller file is what you are after."
+        remedy = "Upload the FP32 model" if arrived else "Build with precision fp32"
+        warning += f"{remedy}, unless the smaller file is what you are after."
     return (warning,)
 
 

@@ -4,11 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx
+from onnx import TensorProto
 
+from engines.errors import UnsupportedModelError
 from engines.model import Model
+from engines.naming import quote
+from engines.options import Precision
 from engines.quantization.pairs import MOVING
 from engines.quantization.placement import LayerKind
-from engines.quantization.quantizers import DEQUANTIZE, read_quantizers
+from engines.quantization.quantizers import DEQUANTIZE, Quantizer, read_quantizers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +21,8 @@ class Arrived:
 
     # The tool that wrote the file, as it calls itself, or None where the file does not say.
     producer: str | None
+    # Its 8-bit type; None where octet would not build from it.
+    precision: Precision | None
     # Names of the layers that multiply dequantized activations by dequantized weights.
     layers: tuple[str, ...]
     # The layers that multiply floats: their names, and their operators.
@@ -37,17 +43,34 @@ def describe_arrived(uploaded: onnx.ModelProto, prepared: Model) -> Arrived:
         prepared: the same model, prepared.
 
     Raises:
-        UnsupportedModelError: a quantizer cannot be compiled as it is meant.
+        UnsupportedModelError: a quantizer cannot be compiled as it is meant, or they are of several types.
     """
     graph = prepared.proto.graph
     quantizers = read_quantizers(graph)
     quantized, floating = _layers(graph)
     return Arrived(
         producer=producer(uploaded),
+        precision=_precision(quantizers),
         layers=quantized,
         floating=floating,
         asymmetric=tuple(name for name, quantizer in quantizers.items() if not quantizer.symmetric),
     )
+
+
+def _precision(quantizers: Mapping[str, Quantizer]) -> Precision:
+    """The 8-bit type of all quantizers; biases in 32 bits go with any."""
+    floats = [name for name, quantizer in quantizers.items() if quantizer.is_float8]
+    integers = [
+        name
+        for name, quantizer in quantizers.items()
+        if not quantizer.is_float8 and quantizer.data_type != TensorProto.INT32
+    ]
+    if floats and integers:
+        raise UnsupportedModelError(
+            f"the model has quantizers of FP8 ({quote(floats[0])}) and of INT8 ({quote(integers[0])}); octet serves"
+            " models in one of them: export it in one, or upload the FP32 model and have octet quantize it."
+        )
+    return Precision.FP8 if floats else Precision.INT8
 
 
 def producer(proto: onnx.ModelProto) -> str | None:

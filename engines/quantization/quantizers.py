@@ -4,7 +4,8 @@ What counts is what the nodes mean (ONNX operators QuantizeLinear and Dequantize
 
     code = saturate(round_half_to_even(x / scale) + zero_point)        x' = (code - zero_point) * scale
 
-Exporters write the same in many ways: scales of shape [] or [1], zero points left out, codes that are transposed,
+In FP8 (E4M3) there are no zero points, and codes are floats: the division is rounded to the nearest of them. Exporters
+write the same in many ways: scales of shape [] or [1], zero points left out, codes that are transposed,
 sliced or clipped before they are dequantized. Nothing is assumed about where the nodes stand.
 """
 
@@ -12,11 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from engines import float8
 from engines.errors import UnsupportedModelError
 from engines.naming import label, quote
 from engines.tensors import Array
@@ -30,13 +33,16 @@ OPERATOR_ORIENTED = frozenset(
 )
 """Standard operators that compute on codes themselves, or find their scale while they run."""
 
-_RANGES: Mapping[int, tuple[int, int]] = {
+_RANGES: Mapping[int, tuple[float, float]] = {
     TensorProto.INT8: (-128, 127),
     TensorProto.UINT8: (0, 255),
     TensorProto.INT32: (-(2**31), 2**31 - 1),
+    TensorProto.FLOAT8E4M3FN: (-float8.LARGEST, float8.LARGEST),
 }
-"""Codes that octet takes; those of 32 bits only in constants, where exporters keep biases."""
-_REMEDY = "export it in INT8 or UINT8 Q/DQ form, or upload the FP32 model and have octet quantize it."
+"""Codes that octet takes, least and largest; those of 32 bits only in constants, where exporters keep biases."""
+_REMEDY = (
+    "export it in INT8, UINT8 or FP8 (E4M3) Q/DQ form, or upload the FP32 model and have octet quantize it."
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,12 +61,17 @@ class Quantizer:
     rank: int | None = None
 
     @property
-    def low(self) -> int:
+    def is_float8(self) -> bool:
+        """Whether the codes are 8-bit floats."""
+        return self.data_type == TensorProto.FLOAT8E4M3FN
+
+    @property
+    def low(self) -> float:
         """The smallest code."""
         return _RANGES[self.data_type][0]
 
     @property
-    def high(self) -> int:
+    def high(self) -> float:
         """The largest code."""
         return _RANGES[self.data_type][1]
 
@@ -82,17 +93,21 @@ class Quantizer:
         real = self.shifted(codes).astype(self.scale.dtype) * self._along(self.scale)
         return np.asarray(real, self.scale.dtype)
 
-    def shifted(self, codes: NDArray[Any]) -> NDArray[np.int64]:
+    def shifted(self, codes: NDArray[Any]) -> NDArray[Any]:
         """The codes without their zero point."""
-        shifted: NDArray[np.int64] = codes.astype(np.int64) - self._along(self.zero_point)
+        if self.is_float8:
+            return codes.astype(np.float32)
+        shifted: NDArray[Any] = codes.astype(np.int64) - self._along(self.zero_point)
         return shifted
 
-    def bound(self, code: int) -> Array:
+    def bound(self, code: float) -> Array:
         """The number that a code stands for, with an axis for each of the tensor's where there are channels."""
         return self.real(np.full((1,) * (self.rank or 0), code))
 
     def codes(self, values: NDArray[Any]) -> NDArray[Any]:
         """The codes of `values`, rounded half to even and saturated."""
+        if self.is_float8:
+            return float8.encode(values / self._along(self.scale)).view(ml_dtypes.float8_e4m3fn)
         rounded = np.rint(values / self._along(self.scale)) + self._along(self.zero_point)
         codes: NDArray[Any] = np.clip(rounded, self.low, self.high)
         return codes.astype(np.uint8 if self.data_type == TensorProto.UINT8 else np.int8)
@@ -163,6 +178,8 @@ class _Reader:
         zero_point = np.zeros(scale.shape, np.int64)
         if len(node.input) > 2 and node.input[2]:
             zero_point = self._parameter(node, 2, "zero point").astype(np.int64)
+        if data_type == TensorProto.FLOAT8E4M3FN:
+            _check_float8(node, zero_point)
         if zero_point.size != scale.size:
             raise UnsupportedModelError(
                 f"{label(node)} has {scale.size} scales and {zero_point.size} zero points: export the model again."
@@ -184,8 +201,7 @@ class _Reader:
         if data_type not in _RANGES or (data_type == TensorProto.INT32 and not in_constants):
             name = TensorProto.DataType.Name(data_type) if data_type else "unknown"
             raise UnsupportedModelError(
-                f"{label(node)} has codes of the type {name}; octet takes models that arrive quantized in INT8 and"
-                f" UINT8: {_REMEDY}"
+                f"{label(node)} has codes of the type {name}, which octet does not compile: {_REMEDY}"
             )
         return int(data_type)
 
@@ -214,6 +230,24 @@ class _Reader:
                 f" {['?' if size is None else size for size in shape]}: export it with a scale for each channel."
             )
         return axis % len(shape), len(shape)
+
+
+def _check_float8(node: onnx.NodeProto, zero_point: NDArray[np.int64]) -> None:
+    """Refuses what no hardware does with E4M3.
+
+    Raises:
+        UnsupportedModelError: the node has a zero point, or makes NaN of large values.
+    """
+    if zero_point.any():
+        raise UnsupportedModelError(
+            f"{label(node)} has the zero point {zero_point.ravel()[0]} in FP8, where zero points are 0: export the"
+            " model again."
+        )
+    if not int_attribute(node, "saturate", 1):
+        raise UnsupportedModelError(
+            f"{label(node)} makes NaN of values that FP8 does not reach (saturate = 0), which octet does not compile:"
+            " export it with saturate = 1."
+        )
 
 
 def operator_oriented(node: onnx.NodeProto, number: int | None = None) -> str:

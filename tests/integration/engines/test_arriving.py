@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from onnxruntime.quantization import (
     CalibrationDataReader,
     QuantFormat,
@@ -22,7 +23,7 @@ from engines.building import quantize
 from engines.errors import EngineRefusedError, InvalidOptionsError, UnsupportedModelError
 from engines.formats import sqnr_db
 from engines.loading import load_engine
-from engines.options import BuildOptions, Contract, Metric, Precision
+from engines.options import BuildOptions, Contract, Effort, Metric, Precision
 from engines.proof import Proof
 from engines.report import Report, Verdict
 from engines.runtimes import openvino
@@ -48,6 +49,7 @@ from tests.unit.engines.onnx_graphs import (
 
 DIGITS = Path(__file__).parents[3] / "examples" / "digits"
 SMALL = BuildOptions.parse({"batching": {"max_batch_rows": 4}})
+FP8 = SMALL.model_copy(update={"precision": Precision.FP8})
 EXPORTS = (like_pytorch, like_nncf, like_tf2onnx)
 
 
@@ -357,11 +359,62 @@ def test_contracts_may_be_stricter(tmp_path: Path) -> None:
 
 def test_another_precision_than_the_one_it_arrived_in_is_refused(tmp_path: Path) -> None:
     model = like_pytorch()
-    fp8 = BuildOptions.parse({"precision": "fp8"})
     with pytest.raises(
         InvalidOptionsError, match=r"arrived quantized by pytorch 2\.5\.1, in INT8, and cannot be"
     ):
-        build(tmp_path, model, rows_for(model, 40), fp8)
+        build(tmp_path, model, rows_for(model, 40), FP8)
+
+
+@pytest.fixture(scope="module")
+def in_float8(tmp_path_factory: pytest.TempPathFactory) -> tuple[onnx.ModelProto, Report]:
+    """What octet made of a model in FP8, and the report of uploading that."""
+    folder = tmp_path_factory.mktemp("float8")
+    made = FP8.model_copy(update={"effort": Effort.FAST})
+    build(folder, residual_net(channels=32), image_rows(64), made)
+    model = onnx.load(folder / "build" / QUANTIZED)
+    return model, build(folder, model, image_rows(64, seed=3), FP8)
+
+
+class TestFloat8:
+    def test_it_is_served_as_it_is_and_said_to_be_emulated(
+        self, in_float8: tuple[onnx.ModelProto, Report]
+    ) -> None:
+        report = in_float8[1]
+        assert (report.verdict, report.serving, report.reason) == (Verdict.ACCEPTED, Precision.FP8, None)
+        assert (report.emulated, report.speedup, report.thresholds) == (True, None, {})
+        assert report.quantized is not None
+        assert report.quantized.value is not None
+        assert report.quantized.value > 30
+        assert report.arrived is not None
+        assert (report.arrived.layers, report.arrived.asymmetric) == (2, 0)
+        [without_rounding] = report.arrived.without_pairs
+        assert without_rounding.sqnr_db is not None
+        assert 20 < without_rounding.sqnr_db < report.quantized.value
+
+    def test_the_remedy_for_slowness_fits_an_upload_without_fp32(
+        self, in_float8: tuple[onnx.ModelProto, Report]
+    ) -> None:
+        for warning in in_float8[1].warnings:
+            assert warning.endswith("that computes in its type, or upload the FP32 model.")
+
+    def test_int8_is_not_made_of_it(self, in_float8: tuple[onnx.ModelProto, Report], tmp_path: Path) -> None:
+        with pytest.raises(
+            InvalidOptionsError, match=r"in FP8, .* in int8: ask for precision fp8, which keeps"
+        ):
+            build(tmp_path, in_float8[0], image_rows(40))
+
+    def test_two_types_in_one_model_are_refused_by_name(
+        self, in_float8: tuple[onnx.ModelProto, Report], tmp_path: Path
+    ) -> None:
+        model = onnx.ModelProto()
+        model.CopyFrom(in_float8[0])
+        first = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
+        readers = [node for node in model.graph.node if first.output[0] in node.input]
+        model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.int8), "zero"))
+        for node in (first, *readers):
+            node.input[2] = "zero"
+        with pytest.raises(UnsupportedModelError, match=rf"of FP8 \('.*'\) and of INT8 \('{first.name}'\)"):
+            build(tmp_path, model, image_rows(40), FP8)
 
 
 def test_a_runtime_that_takes_symmetric_quantizers_only_refuses_others_by_name(

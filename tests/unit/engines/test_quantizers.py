@@ -100,7 +100,7 @@ def test_grids_are_the_same_where_all_of_them_is() -> None:
         (one_pair(-1.0), r"has the scale -1"),
         (one_pair(np.nan), r"has the scale nan"),
         (one_pair(np.inf), r"has the scale inf"),
-        (one_pair(zero_point=np.int16(0)), r"codes of the type INT16; .* INT8 and UINT8: export it in INT8"),
+        (one_pair(zero_point=np.int16(0)), r"codes of the type INT16, .*: export it in INT8, UINT8 or FP8"),
         (one_pair(np.ones((2, 2)), np.zeros((2, 2), np.int8)), r"a scale for every block of values"),
         (
             one_pair([1, 1], np.zeros(2, np.int8), axis=1),
@@ -115,12 +115,49 @@ def test_what_cannot_be_meant_or_compiled_is_refused_by_name(proto: onnx.ModelPr
         read(proto)
 
 
-@pytest.mark.parametrize("data_type", ["INT4", "FLOAT8E4M3FN"])
+def in_float8(data_type: str = "FLOAT8E4M3FN", *, zero_point: int = 0, **attributes: Any) -> onnx.ModelProto:
+    proto = one_pair(0.01)
+    [zero] = [tensor for tensor in proto.graph.initializer if tensor.name == "zero"]
+    element_type = TensorProto.DataType.Value(data_type)
+    zero.CopyFrom(helper.make_tensor("zero", element_type, [], bytes([zero_point]), raw=True))
+    for name, value in attributes.items():
+        proto.graph.node[0].attribute.append(helper.make_attribute(name, value))
+    return proto
+
+
+def test_codes_and_numbers_in_fp8_are_those_of_onnx() -> None:
+    proto = in_float8()
+    x = np.random.default_rng(0).normal(0, 2, (6, 4, 3)).astype(np.float32)
+    x[0] = 100.0  # beyond the largest
+    found = read(proto)["codes_node"]
+    codes = found.codes(x)
+    right = ReferenceSession(proto.SerializeToString(), outputs=["real"], threads=1).run({"x": x})["real"]
+    np.testing.assert_array_equal(found.real(codes), np.asarray(right, np.float32))
+    assert (found.symmetric, found.is_float8) == (True, True)
+    assert (found.bound(found.low), found.bound(found.high)) == pytest.approx((-4.48, 4.48))
+    assert not found.same_grid(read(one_pair(0.01))["codes_node"])
+
+
+@pytest.mark.parametrize(
+    ("proto", "message"),
+    [
+        (in_float8(zero_point=0x38), r"'codes_node' .* has the zero point 1 in FP8, where zero points are 0"),
+        (in_float8(saturate=0), r"'codes_node' .* makes NaN of values .* export it with saturate = 1"),
+    ],
+)
+def test_fp8_that_hardware_does_not_compute_is_refused(proto: onnx.ModelProto, message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        read(proto)
+
+
+@pytest.mark.parametrize("data_type", ["INT4", "FLOAT8E5M2", "FLOAT8E4M3FNUZ"])
 def test_other_types_are_refused_with_the_remedy(data_type: str) -> None:
     proto = one_pair()
     zero = next(tensor for tensor in proto.graph.initializer if tensor.name == "zero")
     zero.CopyFrom(helper.make_tensor("zero", TensorProto.DataType.Value(data_type), [], [0]))
-    with pytest.raises(UnsupportedModelError, match=rf"type {data_type}; .* upload the FP32 model"):
+    with pytest.raises(
+        UnsupportedModelError, match=rf"type {data_type}, .* or FP8 \(E4M3\) .* upload the FP32 model"
+    ):
         read(proto)
 
 
