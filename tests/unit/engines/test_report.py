@@ -76,10 +76,10 @@ def test_a_report_is_read_back_as_it_was_written(tmp_path: Path) -> None:
 def test_a_damaged_report_is_refused_in_a_sentence(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "report.json"
     path.write_bytes(content)
-    with pytest.raises(InvalidArtifactError, match=r"'report\.json' is missing or damaged; restore it"):
+    with pytest.raises(InvalidArtifactError, match="the report is damaged; restore it"):
         Report.load(path)
     path.unlink()
-    with pytest.raises(InvalidArtifactError):
+    with pytest.raises(InvalidArtifactError, match=r"'report\.json' is missing; restore it"):
         Report.load(path)
 
 
