@@ -57,7 +57,7 @@ def influence(
         for name, array in together.items():
             if len(answers[name]) != len(numbers):
                 return f"output {name!r} has {len(answers[name])} rows for {len(numbers)} rows of input"
-            if not _alike(array[numbers], answers[name], array, least_db):
+            if not alike(array[numbers], answers[name], array, least_db):
                 return f"a row's {name!r} changes when its batch is {how}"
     return None
 
@@ -76,7 +76,8 @@ def _trials(rows: int, *, free_rows: bool) -> Iterator[tuple[str, NDArray[np.int
             yield "that row alone", np.array([row])
 
 
-def _alike(before: Array, after: Array, typical: Array, least_db: float) -> bool:
+def alike(before: Array, after: Array, typical: Array, least_db: float) -> bool:
+    """Whether two answers to the same rows are the same up to rounding: equal, or floats within `least_db`."""
     if not np.issubdtype(before.dtype, np.floating):
         return bool(np.array_equal(before, after))
     first, second = (array.reshape(len(array), -1).astype(np.float64) for array in (before, after))

@@ -1,6 +1,7 @@
 """From a version's files to the engine that may answer for it on this machine."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +10,12 @@ from google.protobuf.message import DecodeError
 
 from engines.errors import CompileError, EngineRefusedError
 from engines.options import BuildOptions, Precision
+from engines.padding import Padding
 from engines.proof import Proof, Verification
 from engines.quantization.narrowing import WIDEST_SAFE_CODE, widest_code
 from engines.runtimes.base import Engine, Runtime
 from engines.runtimes.openvino import OpenVINORuntime
+from engines.tensors import Array
 from engines.workspace import PREPARED, PROOF, QUANTIZED
 
 
@@ -28,6 +31,10 @@ class LoadedEngine:
     refusal: str | None
     # Whether rows of different requests may share a batch.
     batchable: bool
+    # How rows of different lengths may; None where they may not.
+    padding: Padding | None
+    # Rows of the proof, the longest of them, to warm up and to measure with.
+    rows: Mapping[str, Array]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +75,7 @@ def load_engine(
                 runtime, folder / QUANTIZED, proof, options.precision, threads=threads, cache=cache
             )
             if trial.engine is not None and trial.verification.holds:
-                return _loaded(trial.engine, trial.verification, refusal=None)
+                return _loaded(trial.engine, trial.verification, proof, refusal=None)
             refusal = f"{trial.verification.miss}, so {fallback(proof)} serves."
             if trial.engine is not None:
                 trial.engine.close()
@@ -78,7 +85,7 @@ def load_engine(
     if not verification.holds:
         engine.close()
         raise EngineRefusedError(no_engine(trial.verification if trial else None, verification))
-    return _loaded(engine, verification, refusal=refusal)
+    return _loaded(engine, verification, proof, refusal=refusal)
 
 
 def fp32_engine(
@@ -157,11 +164,14 @@ def _saturating(runtime: Runtime, artifact: Path) -> str:
     )
 
 
-def _loaded(engine: Engine, verification: Verification, *, refusal: str | None) -> LoadedEngine:
+def _loaded(engine: Engine, verification: Verification, proof: Proof, *, refusal: str | None) -> LoadedEngine:
+    padded = verification.unpadded is None and isinstance(proof.padding, Padding)
     return LoadedEngine(
         engine=engine,
         precision=verification.precision,
         verification=verification,
         refusal=refusal,
         batchable=verification.unbatchable is None,
+        padding=proof.padding if padded and isinstance(proof.padding, Padding) else None,
+        rows=proof.longest.inputs,
     )

@@ -5,12 +5,10 @@ after a change of driver or library, after a restore. FP32's answers are onnxrun
 uploaded, so preparation is proven along with quantization and the engine.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
-
-import numpy as np
+from typing import Self
 
 from engines.accuracy import Accuracy, Comparison
 from engines.batched_reference import Reference
@@ -18,16 +16,14 @@ from engines.company import EIGHT_BIT_DB, FP32_DB, HALF_DB, TRIAL_ROWS, Run, inf
 from engines.contract import Clause, clauses, contract_miss, contract_value
 from engines.errors import CalibrationError, EngineError, EngineRunError, InvalidArtifactError
 from engines.options import Contract, Metric, Precision
+from engines.padding import NO_LENGTH, Padding, padding_harm, prove_padding
+from engines.proof_batches import ProofBatch, answered, stored
 from engines.runtimes.base import Engine
 from engines.sample_set import SampleView
 from engines.sealed import read_sealed, sha256, write_sealed
 from engines.tensors import Array
 from engines.workspace import QUANTIZED
 
-PROOF_ROWS = 32
-"""Rows of a batch of the proof, where the model's batch is free."""
-MAX_PROOF_BYTES = 64 << 20
-"""Size of a proof. Batches beyond are left out; the first one is always there."""
 FP32_MIN_DB = 40.0
 """What FP32 engines must reach on every floating output: summing in another order costs far less."""
 FP32_MAX_ZERO_ERROR = 1e-5
@@ -41,28 +37,6 @@ HALF_MIN_EQUAL = 0.9
 """And on its outputs of integers: rounded scores are equal where the engine's are not."""
 
 _FORMAT = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProofBatch:
-    """One batch of the proof, all rows of one shape."""
-
-    inputs: Mapping[str, Array]
-    # FP32's answers.
-    outputs: Mapping[str, Array]
-    # Rows that count; what follows them only fills the batch.
-    rows: int
-
-    @property
-    def size(self) -> int:
-        """Rows of the batch, those that fill it included."""
-        return len(next(iter(self.inputs.values())))
-
-    def counted(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Outputs of this batch without those of the rows that fill it."""
-        return {
-            name: array[: self.rows] if len(array) == self.size else array for name, array in outputs.items()
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +54,8 @@ class Verification:
     miss: str | None
     # Why rows may not share a batch; None where they may.
     unbatchable: str | None
+    # Why rows of different lengths may not, padded as the proof says; None where they may.
+    unpadded: str | None
 
     @property
     def holds(self) -> bool:
@@ -90,7 +66,7 @@ class Verification:
     def failed(cls, precision: Precision, error: EngineError) -> Self:
         """Of an engine that could not be compiled or run."""
         why = str(error).rstrip(".")
-        return cls(precision=precision, accuracy=None, value=None, miss=why, unbatchable=why)
+        return cls(precision=precision, accuracy=None, value=None, miss=why, unbatchable=why, unpadded=why)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +83,8 @@ class Proof:
     arrived: bool = False
     # Why rows may not share a batch, seen on FP32 already; None where they may.
     unbatchable: str | None
+    # How rows of different lengths share a batch, or why FP32 says that they may not.
+    padding: Padding | str = "it was not tried"
     # Whether the uploaded model computes in 16-bit floats, whose roundings no engine repeats.
     half: bool = False
 
@@ -114,6 +92,11 @@ class Proof:
     def rows(self) -> int:
         """Rows that count."""
         return sum(batch.rows for batch in self.batches)
+
+    @property
+    def longest(self) -> ProofBatch:
+        """The batch with the largest rows, where they differ in size."""
+        return _longest(self.batches)
 
     @classmethod
     def seal(
@@ -141,11 +124,12 @@ class Proof:
         """
         fixed_rows = next((s.fixed_rows for s in reference.inputs if s.fixed_rows is not None), None)
         try:
-            batches = tuple(_answered(reference, samples, fixed_rows))
+            batches = tuple(answered(reference, samples, fixed_rows))
             answers = [batch.outputs for batch in batches]
             exact_db = HALF_DB if half else FP32_DB
             least_db = EIGHT_BIT_DB if arrived else exact_db
             unbatchable = _influence(reference.run, batches, answers, least_db, free_rows=fixed_rows is None)
+            padding = _padding(reference, batches, least_db, unbatchable)
         except EngineRunError as error:
             raise CalibrationError(
                 f"the FP32 model does not run on the samples: {error} Check the model with them."
@@ -157,6 +141,7 @@ class Proof:
             free_rows=fixed_rows is None,
             arrived=arrived,
             unbatchable=unbatchable,
+            padding=padding,
             half=half,
         )
 
@@ -180,6 +165,7 @@ class Proof:
             unbatchable = self.unbatchable or _influence(
                 engine.run, self.batches, answers, self._least_db(fp32=fp32), free_rows=self.free_rows
             )
+            unpadded = unbatchable or self._harm(engine, self._least_db(fp32=fp32))
         except EngineRunError as error:
             return Verification.failed(precision, error)
         accuracy = comparison.result()
@@ -192,7 +178,16 @@ class Proof:
             if fp32
             else contract_miss(accuracy, self.contract, self._name(precision)),
             unbatchable=unbatchable,
+            unpadded=unpadded,
         )
+
+    def _harm(self, engine: Engine, least_db: float) -> str | None:
+        if isinstance(self.padding, str):
+            return self.padding
+        try:
+            return padding_harm(engine.run, self.padding, self.longest.inputs, least_db=least_db)
+        except EngineRunError as error:
+            return f"the engine does not run shorter rows: {str(error).rstrip('.')}"
 
     def _name(self, precision: Precision) -> str:
         if precision is not Precision.FP32:
@@ -233,6 +228,7 @@ class Proof:
             "arrived": self.arrived,
             "unbatchable": self.unbatchable,
             "half": self.half,
+            "padding": self.padding if isinstance(self.padding, str) else self.padding.to_json(),
             "batches": [
                 {"rows": batch.rows, "inputs": list(batch.inputs), "outputs": list(batch.outputs)}
                 for batch in self.batches
@@ -260,38 +256,15 @@ class Proof:
                 "version again."
             )
         return cls(
-            batches=tuple(_stored(number, entry, arrays) for number, entry in enumerate(header["batches"])),
+            batches=tuple(stored(number, entry, arrays) for number, entry in enumerate(header["batches"])),
             contract=Contract.model_validate(header["contract"]),
             hashes=header["hashes"],
             free_rows=header["free_rows"],
             arrived=header.get("arrived", False),
             unbatchable=header["unbatchable"],
             half=header.get("half", False),
+            padding=Padding.of_json(header.get("padding", "it was not tried")),
         )
-
-
-def _answered(reference: Reference, samples: SampleView, fixed_rows: int | None) -> Iterator[ProofBatch]:
-    """FP32's answers to the rows, until the proof is full."""
-    size = fixed_rows or min(PROOF_ROWS, samples.rows, _rows_within(MAX_PROOF_BYTES // 2, samples))
-    left_bytes = MAX_PROOF_BYTES
-    batches = samples.batches(size, whole=True)
-    for number, (inputs, rows) in enumerate(zip(batches, samples.batch_rows(size), strict=True)):
-        outputs = reference.run(inputs)
-        left_bytes -= sum(array.nbytes for array in (*inputs.values(), *outputs.values()))
-        if number and left_bytes < 0:
-            return
-        for name, array in outputs.items():
-            if np.issubdtype(array.dtype, np.floating) and np.isnan(array).any():
-                raise CalibrationError(
-                    f"the FP32 model itself answers NaN in output {name!r} on the samples; check the model with them."
-                )
-        yield ProofBatch(inputs=inputs, outputs=outputs, rows=rows)
-
-
-def _rows_within(limit_bytes: int, samples: SampleView) -> int:
-    """How many of the first row's size `limit_bytes` hold, at least one."""
-    first = next(iter(samples.batches(1)))
-    return max(1, limit_bytes // sum(array.nbytes for array in first.values()))
 
 
 def _influence(
@@ -318,6 +291,24 @@ def _influence(
     return influence(run, inputs, outputs, least_db=least_db, free_rows=free_rows)
 
 
+def _padding(
+    reference: Reference, batches: Sequence[ProofBatch], least_db: float, unbatchable: str | None
+) -> Padding | str:
+    """How rows may be padded, tried on the longest ones."""
+    if all(None not in spec.item_shape for spec in reference.inputs):
+        return NO_LENGTH
+    if unbatchable is not None or any(spec.fixed_rows is not None for spec in reference.inputs):
+        return unbatchable or "the model's batch is fixed"
+    try:
+        return prove_padding(reference.run, reference.inputs, _longest(batches).inputs, least_db=least_db)
+    except EngineRunError as error:
+        return f"the model does not run shorter rows: {str(error).rstrip('.')}"
+
+
+def _longest(batches: Sequence[ProofBatch]) -> ProofBatch:
+    return max(batches, key=lambda batch: sum(array[0].size for array in batch.inputs.values()))
+
+
 def fp32_miss(accuracy: Accuracy, *, half: bool = False) -> str | None:
     """Why an FP32 engine of this accuracy may not answer; None where it may. `half` is that of `Proof`."""
     least_equal, least_db = (HALF_MIN_EQUAL, HALF_MIN_DB) if half else (FP32_MIN_EQUAL, FP32_MIN_DB)
@@ -333,12 +324,3 @@ def fp32_miss(accuracy: Accuracy, *, half: bool = False) -> str | None:
         if output.equal_share is None and value is not None and value < least_db:
             return f"the FP32 engine's output {output.name!r} is {value:.1f} dB from FP32's, under {least_db:g} dB"
     return None
-
-
-def _stored(number: int, entry: Mapping[str, Any], arrays: Mapping[str, Array]) -> ProofBatch:
-    def tensors(role: str, names: list[str]) -> dict[str, Array]:
-        return {name: arrays[f"{number}.{role}.{place}"] for place, name in enumerate(names)}
-
-    return ProofBatch(
-        inputs=tensors("in", entry["inputs"]), outputs=tensors("out", entry["outputs"]), rows=entry["rows"]
-    )

@@ -134,6 +134,10 @@ class Batching(_Part):
     rewritten: bool = False
     # Why a fixed batch stays as it is.
     stays_fixed: str | None = None
+    # The input that masks the padding with which rows of different lengths share a batch.
+    mask: str | None = None
+    # Why they do not, where a length is free.
+    unpadded: str | None = None
 
 
 class Sizes(_Part):

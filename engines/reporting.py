@@ -13,6 +13,7 @@ from engines.contract import doubts
 from engines.loading import Trial
 from engines.options import BuildOptions, Precision
 from engines.outcome import Outcome
+from engines.padding import NO_LENGTH, Padding
 from engines.proof import Proof, Verification
 from engines.quantization.arrived import Arrived
 from engines.report import (
@@ -77,7 +78,7 @@ def compose_report(
     record = _record(workspace, options)
     trial, arrived = proven.trial, proven.arrived
     eight_bit = trial is not None and end.serving is not Precision.FP32
-    unbatchable = (trial.verification if trial and eight_bit else proven.fp32).unbatchable
+    serving = trial.verification if trial and eight_bit else proven.fp32
     thresholds = _thresholds(workspace)
     emulated = trial is not None and runtime.emulates(options.precision)
     return Report(
@@ -90,7 +91,7 @@ def compose_report(
         quantized=_engine_report(trial.verification) if trial else None,
         evidence=_evidence(proven),
         task=proven.task,
-        batching=batching(workspace, unbatchable),
+        batching=_lengths(batching(workspace, serving.unbatchable), proven.proof, serving),
         sizes=_sizes(workspace),
         layers=record.layers,
         choices=record.choices,
@@ -122,6 +123,14 @@ def batching(workspace: Workspace, unbatchable: str | None) -> Batching:
         rewritten=fixed is not None and stays is None,
         stays_fixed=stays,
     )
+
+
+def _lengths(found: Batching, proof: Proof, serving: Verification) -> Batching:
+    """Adds what became of rows of different lengths; nothing where the model has none."""
+    if isinstance(proof.padding, Padding) and serving.unpadded is None:
+        return found.model_copy(update={"mask": proof.padding.mask})
+    unpadded = None if proof.padding == NO_LENGTH else serving.unpadded
+    return found.model_copy(update={"unpadded": unpadded})
 
 
 def _record(workspace: Workspace, options: BuildOptions) -> QuantizationRecord:

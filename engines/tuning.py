@@ -11,7 +11,7 @@ from engines.errors import CompileError, EngineRunError
 from engines.external_weights import file_bytes
 from engines.model import Model, save_model
 from engines.options import Metric
-from engines.proof import ProofBatch
+from engines.proof_batches import ProofBatch
 from engines.runtimes.base import Runtime
 from engines.runtimes.reference import ReferenceSession
 from engines.samples import SampleView

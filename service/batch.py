@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engines.padding import Padding
 from engines.runtimes.base import Engine, Slot
 from engines.tensors import Array
 from service.batch_sizes import BatchRules
@@ -46,25 +47,55 @@ def written(engine: Engine, rules: BatchRules, parts: list[Part]) -> Slot:
         return slot
     rows = sum(part.rows for part in parts)
     size = rules.size_for(rows)
-    slot = engine.slot({name: (size, *array.shape[1:]) for name, array in feeds.items()})
+    items = dict(zip(feeds, rules.item_shapes(feeds), strict=True))
+    slot = engine.slot({name: (size, *shape) for name, shape in items.items()})
     for name, target in slot.inputs.items():
-        np.concatenate([part.rows_of(name) for part in parts], out=target[:rows], casting="no")
+        arrays = [part.rows_of(name) for part in parts]
+        if all(array.shape[1:] == items[name] for array in arrays):
+            np.concatenate(arrays, out=target[:rows], casting="no")
+        else:
+            _write_padded(target, arrays)
         if size > rows:
             target[rows:] = target[rows - 1]
     return slot
 
 
+def _write_padded(target: Array, arrays: list[Array]) -> None:
+    """Writes rows one array after the other, each at the start of its place, with zeros behind it."""
+    row = 0
+    for array in arrays:
+        own = target[row : row + len(array)]
+        own[...] = 0
+        own[tuple(slice(length) for length in array.shape)] = array
+        row += len(array)
+
+
 def shares(
     rules: BatchRules, parts: list[Part], outputs: dict[str, Array]
 ) -> Iterator[tuple[Part, dict[str, Array]]]:
-    """Each part with its own rows of a batch's outputs."""
+    """Each part with its own rows of a batch's outputs, without what belongs to padding."""
     row = 0
     for part in parts:
-        if rules.batchable:
-            yield part, {name: array[row : row + part.rows] for name, array in outputs.items()}
-        else:
+        if not rules.batchable:
             yield part, outputs
+            continue
+        own = {name: array[row : row + part.rows] for name, array in outputs.items()}
+        if rules.padding is not None and rules.padding.outputs:
+            own = _cut(rules.padding, part, own)
+        yield part, own
         row += part.rows
+
+
+def _cut(padding: Padding, part: Part, outputs: dict[str, Array]) -> dict[str, Array]:
+    """Outputs that are as long as the row, cut to its own length."""
+    length = padding.length_of({name: array.shape for name, array in part.request.feeds.items()})
+    whole = slice(None)
+    return {
+        name: np.ascontiguousarray(array[(*(whole,) * axis, slice(length))])
+        if (axis := padding.outputs.get(name))
+        else array
+        for name, array in outputs.items()
+    }
 
 
 def note_run(batch: Batch) -> None:

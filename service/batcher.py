@@ -25,7 +25,7 @@ from service.batch_sizes import BatchRules
 from service.device import Device, Turn
 from service.errors import DeadlineError, NotReadyError
 from service.metrics import VersionMetrics
-from service.queue import ItemShapes, Part, RowQueue, Waiting, turn_s
+from service.queue import Part, RowQueue, Waiting, turn_s
 from service.timeline import Timeline
 
 logger = logging.getLogger(__name__)
@@ -183,7 +183,7 @@ class Batcher:
         Waking waits for the end of the loop's turn: requests that came in together go together.
         """
         batchable, most = self._rules.batchable, self._rules.max_rows
-        shapes: ItemShapes = tuple(array.shape[1:] for array in request.feeds.values())
+        shapes = self._rules.item_shapes(request.feeds)
         if not batchable or request.rows <= most:
             self._queue.push(shapes, Part(request=request, start=0, rows=request.rows))
         else:

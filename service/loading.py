@@ -9,11 +9,12 @@ from pathlib import Path
 from engines import LoadedEngine, load_engine, workspace
 from engines.options import Precision
 from engines.runtimes.base import Engine
-from service.batch_sizes import BatchRules, warm_up
+from service.batch_sizes import BatchRules
 from service.catalog import Version
 from service.protocol import Signature
 from service.sandbox import Limits, Sandbox, Watch
 from service.storage import BlobStore
+from service.warm_up import warm_up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,7 @@ def _warm(loaded: LoadedEngine, version: Version) -> Loaded:
     return Loaded(
         engine=engine,
         signature=Signature.of(engine.inputs, engine.outputs, free_rows=loaded.batchable),
-        rules=warm_up(engine, version.options.batching, batchable=loaded.batchable),
+        rules=warm_up(engine, version.options.batching, batchable=loaded.batchable, padding=loaded.padding),
         precision=loaded.precision,
         refusal=loaded.refusal,
     )

@@ -212,6 +212,9 @@ def evidence(report: Report) -> Markup:
         ("Batch as uploaded", _uploaded_batch(batching)),
         ("Requests share batches", "yes" if batching.batchable else f"no: {batching.reason}"),
     ]
+    if batching.batchable and (batching.mask or batching.unpadded):
+        padded = f"yes: padded where {batching.mask!r} is 0" if batching.mask else f"no: {batching.unpadded}"
+        rows.append(("Rows of different lengths share batches", padded))
     return section("Evidence", table("What the proof rests on.", ("What", "Is"), rows))
 
 

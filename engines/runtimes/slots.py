@@ -11,7 +11,7 @@ from engines.tensors import TensorSpec
 
 _Shapes = tuple[tuple[int, ...], ...]
 
-MAX_KEPT_SLOTS = 64
+MAX_KEPT_SLOTS = 256
 """Slots that are kept while nobody uses them. A model with free dimensions sees shapes without end."""
 
 

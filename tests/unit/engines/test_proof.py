@@ -13,7 +13,9 @@ from engines.accuracy import BEST_DB
 from engines.errors import CalibrationError, EngineRunError, InvalidArtifactError, InvalidOptionsError
 from engines.model import load_model
 from engines.options import Contract, Metric, Precision
-from engines.proof import FP32_MIN_DB, MAX_PROOF_BYTES, PROOF_ROWS, Proof
+from engines.padding import NO_LENGTH, Padding
+from engines.proof import FP32_MIN_DB, Proof
+from engines.proof_batches import MAX_PROOF_BYTES, PROOF_ROWS
 from engines.runtimes.base import Engine
 from engines.runtimes.reference import ReferenceRuntime, ReferenceSession
 from engines.sample_set import SampleView
@@ -21,6 +23,7 @@ from engines.samples import import_samples
 from engines.sealed import read_sealed, write_sealed
 from engines.tensors import Array
 from tests.unit.engines.onnx_graphs import GraphBuilder, conv_net, floats, image_rows, mlp, vector_rows
+from tests.unit.engines.text_graphs import encoder, sentences
 
 
 def samples(folder: Path, model: onnx.ModelProto, *files: dict[str, Array]) -> SampleView:
@@ -251,9 +254,9 @@ def test_a_proof_is_bounded_in_bytes_and_keeps_at_least_one_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row_bytes = vector_rows(1).nbytes + 4 * 4
-    monkeypatch.setattr("engines.proof.MAX_PROOF_BYTES", 70 * row_bytes)
+    monkeypatch.setattr("engines.proof_batches.MAX_PROOF_BYTES", 70 * row_bytes)
     assert seal(tmp_path, mlp(), {"vector": vector_rows(200)}).rows == 64
-    monkeypatch.setattr("engines.proof.MAX_PROOF_BYTES", 1)
+    monkeypatch.setattr("engines.proof_batches.MAX_PROOF_BYTES", 1)
     tiny = seal(tmp_path, mlp(), {"vector": vector_rows(200)})
     assert [(batch.rows, batch.size) for batch in tiny.batches] == [(1, 1)]
     assert MAX_PROOF_BYTES == 64 << 20
@@ -384,3 +387,30 @@ def test_an_engine_that_fails_may_neither_answer_nor_batch(tmp_path: Path) -> No
     assert verification.accuracy is None
     assert not verification.holds
     assert verification.unbatchable is not None
+
+
+def test_padding_that_is_proven_on_fp32_is_sealed_and_replayed(tmp_path: Path) -> None:
+    proof = seal(tmp_path, encoder(), sentences(12, 24))
+    assert isinstance(proof.padding, Padding)
+    proof.save(tmp_path / "proof.npz")
+    assert Proof.load(tmp_path / "proof.npz").padding == proof.padding
+    with engine(tmp_path, encoder()) as candidate:
+        assert proof.replay(candidate, Precision.FP32).unpadded is None
+    with engine(tmp_path, encoder(masked=False)) as candidate:
+        assert "'scores' changes" in str(proof.replay(candidate, Precision.FP32).unpadded)
+
+
+def test_padding_that_fp32_does_not_take_is_not_tried_on_engines(tmp_path: Path) -> None:
+    proof = seal(tmp_path, encoder(masked=False), sentences(12, 24))
+    with engine(tmp_path, encoder()) as candidate:
+        assert "'scores' changes" in str(proof.replay(candidate, Precision.FP32).unpadded)
+
+
+def test_the_longest_rows_are_those_that_padding_is_tried_on(tmp_path: Path) -> None:
+    proof = seal(tmp_path, encoder(), sentences(12, 8), sentences(12, 30), sentences(12, 16))
+    assert isinstance(proof.padding, Padding)
+    assert proof.padding.longest == 30
+
+
+def test_models_of_fixed_rows_have_nothing_to_pad(tmp_path: Path) -> None:
+    assert seal(tmp_path, mlp(), {"vector": vector_rows(8)}).padding == NO_LENGTH

@@ -1,12 +1,12 @@
+import itertools
+
 import numpy as np
 import pytest
 
-from engines.errors import EngineRunError
-from engines.options import Batching
+from engines.padding import Padding
 from engines.runtimes.slots import MAX_KEPT_SLOTS
-from engines.tensors import TensorSpec
-from service.batch_sizes import BatchRules, batch_sizes, warm_up
-from tests.unit.service.echo_engine import EchoEngine
+from engines.tensors import Array, TensorSpec
+from service.batch_sizes import BatchRules, batch_sizes, row_lengths
 
 
 def inputs(*item: int, rows: int | None = None) -> tuple[TensorSpec, ...]:
@@ -40,42 +40,43 @@ def test_a_fixed_batch_is_the_only_size() -> None:
     assert batch_sizes(inputs(2, rows=7), 32) == (7,)
 
 
-def test_warm_up_runs_every_size_and_the_largest_twice() -> None:
-    engine = EchoEngine()
-    rules = warm_up(engine, Batching(max_batch_rows=4), batchable=True)
-    assert rules.sizes == (1, 2, 3, 4)
-    assert sorted(shape[0] for shape in engine.batches) == [1, 2, 3, 4, 4]
+def test_sizes_are_fewer_where_each_is_run_in_many_lengths() -> None:
+    assert batch_sizes(inputs(2), 32, few=True) == (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
-def test_warm_up_begins_with_the_sizes_that_leave_the_smallest_gaps() -> None:
-    engine = EchoEngine()
-    warm_up(engine, Batching(max_batch_rows=12), batchable=True)
-    assert [shape[0] for shape in engine.batches] == [12, 12, 1, 2, 4, 8, 3, 6, 5, 7, 10, 9, 11]
+@pytest.mark.parametrize("longest", [1, 15, 16, 17, 128, 500, 16_000])
+def test_rows_are_padded_by_a_fifth_at_most_unless_they_are_very_short(longest: int) -> None:
+    lengths = row_lengths(longest)
+    assert lengths[-1] == longest
+    assert list(lengths) == sorted(set(lengths))
+    assert len(lengths) <= 18
+    for shorter, longer in itertools.pairwise(lengths):
+        assert longer <= 1.25 * shorter
 
 
-def test_batches_after_the_warm_up_need_no_new_buffers() -> None:
-    engine = EchoEngine()
-    warm_up(engine, Batching(max_batch_rows=4), batchable=True)
-    made = engine.slots
-    held = [engine.slot({"x": (4, 2)}), engine.slot({"x": (4, 2)}), engine.slot({"x": (1, 2)})]
-    assert engine.slots == made
-    assert held[0] is not held[1]
+def test_rows_of_lengths_in_between_run_in_the_same_shape() -> None:
+    rules = BatchRules(batchable=True, sizes=(1,), padding=PADDING, lengths=(16, 20))
+    assert rules.item_shapes(text(17)) == ((20,), (20, 3), (5,))
+    assert rules.item_shapes(text(20)) == ((20,), (20, 3), (5,))
+    assert rules.item_shapes(text(3)) == ((16,), (16, 3), (5,))
 
 
-def test_a_warm_up_out_of_time_leaves_sizes_out_but_not_the_largest() -> None:
-    rules = warm_up(EchoEngine(), Batching(max_batch_rows=8), batchable=True, budget_s=0.0)
-    assert rules.sizes == (8,)
-    assert rules.size_for(1) == 8
+def test_rows_longer_than_any_that_was_proven_keep_their_length() -> None:
+    rules = BatchRules(batchable=True, sizes=(1,), padding=PADDING, lengths=(16, 20))
+    assert rules.item_shapes(text(21)) == ((21,), (21, 3), (5,))
 
 
-def test_free_row_shapes_are_left_to_the_clients() -> None:
-    engine = EchoEngine((None,))
-    assert warm_up(engine, Batching(max_batch_rows=2), batchable=True).sizes == (1, 2)
-    assert engine.batches == []
+def test_inputs_that_disagree_on_the_length_are_left_to_the_engine_s_own_words() -> None:
+    rules = BatchRules(batchable=True, sizes=(1,), padding=PADDING, lengths=(16, 20))
+    assert rules.item_shapes({**text(17), "mask": np.zeros((2, 9), np.int64)})[0] == (9,)
 
 
-def test_an_engine_that_cannot_run_a_size_is_not_served() -> None:
-    engine = EchoEngine()
-    engine.close()
-    with pytest.raises(EngineRunError):
-        warm_up(engine, Batching(max_batch_rows=2), batchable=True)
+PADDING = Padding(mask="mask", inputs={"mask": 1, "x": 1}, outputs={}, longest=20)
+
+
+def text(length: int) -> dict[str, Array]:
+    return {
+        "mask": np.ones((2, length), np.int64),
+        "x": np.ones((2, length, 3), np.float32),
+        "scale": np.ones((2, 5), np.float32),
+    }

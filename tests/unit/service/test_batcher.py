@@ -7,6 +7,7 @@ import pytest
 
 from engines.errors import EngineRunError
 from engines.options import Batching
+from engines.padding import Padding
 from engines.tensors import Array
 from service.batch_sizes import BatchRules
 from service.batcher import Batcher
@@ -15,6 +16,8 @@ from service.errors import BadRequestError, DeadlineError, NotReadyError, QueueF
 from service.metrics import Metrics
 from service.queue import DepartedError
 from tests.unit.service.echo_engine import POISON, EchoEngine
+
+PADDING = Padding(mask="x", inputs={"x": 1}, outputs={"double": 1}, longest=8)
 
 
 @contextlib.asynccontextmanager
@@ -25,12 +28,15 @@ async def batching(
     batchable: bool = True,
     metrics: Metrics | None = None,
     device: Device | None = None,
+    lengths: tuple[int, ...] = (),
     **limits: int,
 ) -> AsyncIterator[Batcher]:
     batcher = Batcher(
         engine,
         limits=Batching(**{"max_batch_rows": sizes[-1], **limits}),
-        rules=BatchRules(batchable=batchable, sizes=sizes),
+        rules=BatchRules(
+            batchable=batchable, sizes=sizes, padding=PADDING if lengths else None, lengths=lengths
+        ),
         metrics=(metrics or Metrics()).of("m", "1"),
         device=device,
     )
@@ -464,3 +470,35 @@ async def test_a_closed_batcher_holds_no_lane() -> None:
         await batcher.submit(rows(1))
     async with batching(EchoEngine(), device=device) as batcher:
         assert firsts(await batcher.submit(rows(2))) == [2]
+
+
+async def test_rows_of_different_lengths_share_a_batch_and_get_answers_of_their_own_length() -> None:
+    engine = EchoEngine((None,))
+    async with batching(engine, lengths=(4, 8)) as batcher:
+        answers = await asyncio.gather(*(batcher.submit(rows(items, items=items)) for items in (2, 4, 3)))
+    assert [answer["double"].tolist() for answer in answers] == [[[4] * 2], [[8] * 4], [[6] * 3]]
+    assert [firsts(answer) for answer in answers] == [[2], [4], [3]]
+    assert engine.batches == [(3, 4)]
+
+
+async def test_padded_places_are_zero_whatever_an_earlier_batch_left_there() -> None:
+    engine = EchoEngine((None,))
+    async with batching(engine, sizes=(2,), lengths=(4,)) as batcher:
+        with pytest.raises(EngineRunError):
+            await batcher.submit(rows(POISON, POISON, items=4))
+        assert firsts(await batcher.submit(rows(5, items=2))) == [5]
+
+
+async def test_a_split_request_is_padded_and_put_together_in_its_own_length() -> None:
+    engine = EchoEngine((None,))
+    async with batching(engine, sizes=(1, 2), lengths=(4,)) as batcher:
+        outputs = await batcher.submit(rows(1, 2, 3, items=3))
+    assert outputs["double"].tolist() == [[2] * 3, [4] * 3, [6] * 3]
+    assert outputs["double"].flags.c_contiguous
+
+
+async def test_rows_longer_than_was_proven_run_as_they_are() -> None:
+    engine = EchoEngine((None,))
+    async with batching(engine, lengths=(4,)) as batcher:
+        assert (await batcher.submit(rows(1, items=6)))["double"].tolist() == [[2] * 6]
+    assert engine.batches == [(1, 6)]

@@ -217,6 +217,16 @@ def test_what_became_of_the_batch_is_told(batching: Batching, words: str) -> Non
     assert words in Page(render(full().model_copy(update={"batching": batching}))).inside["td"]
 
 
+def test_lengths_are_told_of_where_there_are_any() -> None:
+    def cells(batching: Batching) -> str:
+        return " ".join(Page(render(full().model_copy(update={"batching": batching}))).inside["td"])
+
+    fixed = Batching(batchable=True, reason=None)
+    assert "padded" not in cells(fixed)
+    assert "yes: padded where 'm' is 0" in cells(fixed.model_copy(update={"mask": "m"}))
+    assert "no: it leaks" in cells(fixed.model_copy(update={"unpadded": "it leaks"}))
+
+
 def test_attention_has_a_column_where_a_model_has_some() -> None:
     made = full()
 

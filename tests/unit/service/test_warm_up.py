@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+
+from engines.errors import EngineRunError
+from engines.options import Batching
+from engines.padding import Padding
+from service.warm_up import warm_up
+from tests.unit.service.echo_engine import EchoEngine
+
+
+def test_warm_up_runs_every_size_and_the_largest_twice() -> None:
+    engine = EchoEngine()
+    rules = warm_up(engine, Batching(max_batch_rows=4), batchable=True)
+    assert rules.sizes == (1, 2, 3, 4)
+    assert sorted(shape[0] for shape in engine.batches) == [1, 2, 3, 4, 4]
+
+
+def test_warm_up_begins_with_the_sizes_that_leave_the_smallest_gaps() -> None:
+    engine = EchoEngine()
+    warm_up(engine, Batching(max_batch_rows=12), batchable=True)
+    assert [shape[0] for shape in engine.batches] == [12, 12, 1, 2, 4, 8, 3, 6, 5, 7, 10, 9, 11]
+
+
+def test_batches_after_the_warm_up_need_no_new_buffers() -> None:
+    engine = EchoEngine()
+    warm_up(engine, Batching(max_batch_rows=4), batchable=True)
+    made = engine.slots
+    held = [engine.slot({"x": (4, 2)}), engine.slot({"x": (4, 2)}), engine.slot({"x": (1, 2)})]
+    assert engine.slots == made
+    assert held[0] is not held[1]
+
+
+def test_a_warm_up_out_of_time_leaves_sizes_out_but_not_the_largest() -> None:
+    rules = warm_up(EchoEngine(), Batching(max_batch_rows=8), batchable=True, budget_s=0.0)
+    assert rules.sizes == (8,)
+    assert rules.size_for(1) == 8
+
+
+def test_free_row_shapes_are_left_to_the_clients() -> None:
+    engine = EchoEngine((None,))
+    assert warm_up(engine, Batching(max_batch_rows=2), batchable=True).sizes == (1, 2)
+    assert engine.batches == []
+
+
+def test_an_engine_that_cannot_run_a_size_is_not_served() -> None:
+    engine = EchoEngine()
+    engine.close()
+    with pytest.raises(EngineRunError):
+        warm_up(engine, Batching(max_batch_rows=2), batchable=True)
+
+
+PADDING = Padding(mask="x", inputs={"x": 1}, outputs={"double": 1}, longest=20)
+
+
+def test_rows_that_may_be_padded_are_run_in_every_size_and_length() -> None:
+    engine = EchoEngine((None,))
+    rules = warm_up(engine, Batching(max_batch_rows=3), batchable=True, padding=PADDING)
+    assert (rules.sizes, rules.lengths) == ((1, 2, 3), (16, 20))
+    assert sorted(engine.batches) == sorted(
+        (size, length) for size in (1, 2, 3, 3) for length in rules.lengths
+    )
+
+
+def test_a_length_that_was_not_warmed_up_in_time_is_padded_to_the_next() -> None:
+    engine = EchoEngine((None,))
+    rules = warm_up(engine, Batching(max_batch_rows=3), batchable=True, padding=PADDING, budget_s=0.0)
+    assert rules.lengths == (20,)
+    assert rules.item_shapes({"x": np.zeros((1, 3), np.float32)}) == ((20,),)
