@@ -14,7 +14,7 @@ from engines.padding import Padding
 from engines.proof import Proof, Verification
 from engines.quantization.narrowing import WIDEST_SAFE_CODE, widest_code
 from engines.runtimes.base import Engine, Runtime
-from engines.runtimes.openvino import OpenVINORuntime
+from engines.runtimes.selection import runtime_for
 from engines.tensors import Array
 from engines.workspace import PREPARED, PROOF, QUANTIZED
 
@@ -64,8 +64,9 @@ def load_engine(
         InvalidArtifactError: files are missing or are not those that were proven.
         EngineRefusedError: FP32 does not reproduce its proof here either.
         CompileError: the FP32 model cannot be compiled.
+        InvalidOptionsError: the build asked for a runtime that this machine does not have.
     """
-    runtime = OpenVINORuntime()
+    runtime = runtime_for(options)
     proof = Proof.load(folder / PROOF)
     proof.check(folder)
     refusal, trial = None, None

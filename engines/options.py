@@ -1,7 +1,7 @@
 """What a build may be asked for; everything has a default."""
 
 import enum
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -79,6 +79,17 @@ class Effort(enum.StrEnum):
     """Fitted weights for every kind of threshold; an hour at most for mixed precision."""
 
 
+class RuntimeName(enum.StrEnum):
+    """What compiles and runs the engine."""
+
+    AUTO = "auto"
+    """TensorRT where the machine has a GPU that it runs on, else OpenVINO."""
+    OPENVINO = "openvino"
+    """The processor."""
+    TENSORRT = "tensorrt"
+    """An NVIDIA GPU; refused where there is none."""
+
+
 class _Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -124,6 +135,27 @@ class Batching(_Options):
     timeout_ms: int = Field(default=30_000, ge=1, le=3_600_000)
 
 
+class ShapeProfile(_Options):
+    """The shapes of one input that an engine is compiled for, the batch axis included."""
+
+    # The smallest, the one to be fastest at, and the largest.
+    min: tuple[Annotated[int, Field(ge=1)], ...]
+    opt: tuple[Annotated[int, Field(ge=1)], ...]
+    max: tuple[Annotated[int, Field(ge=1)], ...]
+
+    @pydantic.model_validator(mode="after")
+    def _rise(self) -> Self:
+        sides = (self.min, self.opt, self.max)
+        if len({len(side) for side in sides}) > 1 or any(
+            not low <= usual <= high for low, usual, high in zip(*sides, strict=True)
+        ):
+            raise ValueError(
+                f"the profile min {list(self.min)}, opt {list(self.opt)}, max {list(self.max)} does not rise in every "
+                "dimension; give three shapes of one length, none smaller than the one before."
+            )
+        return self
+
+
 class BuildOptions(_Options):
     """The options of one build."""
 
@@ -133,6 +165,10 @@ class BuildOptions(_Options):
     on_miss: OnMiss = OnMiss.MIX
     effort: Effort = Effort.STANDARD
     batching: Batching = Batching()
+    runtime: RuntimeName = RuntimeName.AUTO
+    # Of inputs with free dimensions, for runtimes that compile for a range of shapes (TensorRT). By default the batch
+    # goes up to `batching.max_batch_rows`, and other free dimensions up to 512.
+    profile: dict[str, ShapeProfile] = Field(default_factory=dict)
     # Whether the version becomes the model's default once it is published.
     promote: bool = True
 

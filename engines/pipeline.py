@@ -25,9 +25,9 @@ from engines.preparation.single_precision import is_bfloat16
 from engines.prepare import prepare as prepare_model
 from engines.quantization.quantizers import check_form, is_quantized
 from engines.quantizing import quantize as write_quantized
-from engines.runtimes.base import Runtime
-from engines.runtimes.openvino import OpenVINORuntime
 from engines.runtimes.reference import ReferenceSession
+from engines.runtimes.selection import runtime_for
+from engines.runtimes.tensorrt.profiles import ShapeLimits, shape_ranges
 from engines.samples import SampleSet, SampleView, import_samples
 from engines.uploaded import load_uploaded
 from engines.verifying import verify as verify_engines
@@ -74,11 +74,13 @@ def validate(workspace: Workspace, options: BuildOptions, progress: Progress) ->
     Raises:
         InvalidModelError, UnsupportedModelError: the model.
         InvalidSamplesError: the samples, or their labels.
-        InvalidOptionsError: the contract does not fit the model.
+        InvalidOptionsError: the contract or the profile does not fit the model, or the runtime this machine.
         CalibrationError: the model fails on the samples.
     """
     model = load_uploaded(workspace)
     check_metric(options.contract.metric, model.outputs)
+    runtime_for(options)
+    shape_ranges(model.inputs, ShapeLimits(profile=options.profile))
     if options.precision is not Precision.FP32:
         check_form(model.proto.graph)
     progress(0.2)
@@ -143,7 +145,7 @@ def prepare(workspace: Workspace, options: BuildOptions, progress: Progress) -> 
     progress(0.5)
     if arrived_as(workspace) is None:
         rows = SampleSet.open(workspace.root / SAMPLES).split().calibrate
-        rewriting = rewrite_batch(prepared, rows, _runtime(), threads=resources.current().threads)
+        rewriting = rewrite_batch(prepared, rows, runtime_for(options), threads=resources.current().threads)
     else:
         fixed = prepared.fixed_rows is not None
         rewriting = Rewriting(model=prepared, reason="it arrived quantized" if fixed else None)
@@ -169,7 +171,7 @@ def calibrate(workspace: Workspace, options: BuildOptions, progress: Progress) -
     if (arrived := arrived_as(workspace)) is not None:
         progress(1.0)
         return {"calibration": f"skipped: {arrived.describe()}"}
-    summary = observe_variants(workspace, options, _runtime(), progress)
+    summary = observe_variants(workspace, options, runtime_for(options), progress)
     progress(1.0)
     return summary
 
@@ -184,11 +186,11 @@ def quantize(workspace: Workspace, options: BuildOptions, progress: Progress) ->
     if options.precision is Precision.FP32:
         return {"quantization": _skipped(options)}
     if (arrived := arrived_as(workspace)) is not None:
-        return write_arrived(workspace, arrived, _runtime(), progress)
-    return write_quantized(workspace, options, _runtime(), progress)
+        return write_arrived(workspace, arrived, runtime_for(options), progress)
+    return write_quantized(workspace, options, runtime_for(options), progress)
 
 
-def compile_engine(workspace: Workspace, options: BuildOptions, progress: Progress) -> dict[str, Any]:  # noqa: ARG001 # the signature of every phase
+def compile_engine(workspace: Workspace, options: BuildOptions, progress: Progress) -> dict[str, Any]:
     """Compiles what may serve, into the cache of engines where there is one.
 
     An 8-bit model that cannot be compiled is no failure of the build: verify will have FP32 serve.
@@ -196,15 +198,21 @@ def compile_engine(workspace: Workspace, options: BuildOptions, progress: Progre
     Raises:
         CompileError: the FP32 model cannot be compiled.
     """
-    runtime, given = _runtime(), resources.current()
+    runtime, given = runtime_for(options), resources.current()
     seconds: dict[str, float] = {}
     problem = None
     for done, name in enumerate((PREPARED, QUANTIZED)):
         if not workspace.path(name).exists():
             continue
         start_s = time.perf_counter()
+
+        def tell(share: float, done: int = done) -> None:
+            progress((done + share) / 2)
+
         try:
-            runtime.compile(workspace.path(name), threads=given.threads, cache=given.cache).close()
+            runtime.compile(
+                workspace.path(name), threads=given.threads, cache=given.cache, progress=tell
+            ).close()
         except CompileError as error:
             if name == PREPARED:
                 raise
@@ -229,7 +237,7 @@ def verify(workspace: Workspace, options: BuildOptions, progress: Progress) -> d
         CalibrationError: FP32 itself answers NaN, or fails on the verify rows.
         EngineRefusedError: not even the FP32 engine answers like FP32.
     """
-    report = verify_engines(workspace, options, _runtime(), progress)
+    report = verify_engines(workspace, options, runtime_for(options), progress)
     report.save(workspace.path(REPORT))
     progress(1.0)
     return report.summary()
@@ -263,10 +271,6 @@ PHASES: tuple[Phase, ...] = (
     _phase("verify", verify, PROOF, REPORT),
 )
 """All phases of a build, in order."""
-
-
-def _runtime() -> Runtime:
-    return OpenVINORuntime()
 
 
 def _skipped(options: BuildOptions) -> str:

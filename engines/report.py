@@ -171,6 +171,17 @@ class ThresholdReport(_Part):
     method: CalibrationMethod
 
 
+class EngineLayersReport(_Part):
+    """What the runtime made of the 8-bit model: fused layers, and the types that they compute in."""
+
+    # How many layers compute in which type.
+    by_type: dict[str, int]
+    # Names of the layers that compute in 8 bits.
+    eight_bit: tuple[str, ...]
+    # Names of the quantizers that became layers of their own: they cost time instead of saving it.
+    alone: tuple[str, ...]
+
+
 class Hardware(_Part):
     """Where the proof was made."""
 
@@ -216,6 +227,8 @@ class Report(_Part):
     # What a person has to know before they use the version, a sentence each.
     warnings: tuple[str, ...] = ()
     layer_errors: LayerErrors | None = None
+    # None where the runtime does not tell, as OpenVINO's.
+    engine_layers: EngineLayersReport | None = None
     # Of the activations that lose most in 8 bits, the worst first.
     histograms: tuple[HistogramReport, ...] = ()
 

@@ -19,6 +19,7 @@ from engines.quantization.arrived import Arrived
 from engines.report import (
     ArrivedReport,
     Batching,
+    EngineLayersReport,
     EngineReport,
     Evidence,
     Hardware,
@@ -102,7 +103,11 @@ def compose_report(
         versions=versions(),
         arrived=_arrived(arrived, proven.fp32 if trial else None) if arrived else None,
         phases=_phases(workspace) | {"verify": round(time.perf_counter() - start_s, 3)},
-        warnings=speed_warnings(proven.latencies, emulated=emulated, arrived=arrived is not None),
+        warnings=(
+            *((runtime.caveat,) if runtime.caveat else ()),
+            *speed_warnings(proven.latencies, emulated=emulated, arrived=arrived is not None),
+        ),
+        engine_layers=_engine_layers(trial),
         layer_errors=_layer_errors(workspace),
         histograms=worst_histograms(
             read_histograms(workspace),
@@ -147,6 +152,13 @@ def _engine_report(verification: Verification) -> EngineReport:
         outputs=output_reports(verification.accuracy),
         clauses=clause_reports(verification.clauses),
     )
+
+
+def _engine_layers(trial: Trial | None) -> EngineLayersReport | None:
+    layers = trial.engine.layers if trial and trial.engine else None
+    if layers is None:
+        return None
+    return EngineLayersReport(by_type=dict(layers.by_type), eight_bit=layers.eight_bit, alone=layers.alone)
 
 
 def _evidence(proven: Proven) -> Evidence:

@@ -6,12 +6,14 @@ status 0.
 
 import contextlib
 import gc
+import logging
 import resource
 import signal
 import sys
 from collections.abc import Iterator
 from types import FrameType
 
+from engines.runtimes.selection import describe_runtime
 from service.app import OctetApp, create_app
 from service.errors import StartError
 from service.http.limits import ConnectionLimits
@@ -19,6 +21,8 @@ from service.http.server import HttpConfig, HttpServer
 from service.lifeline import end_with_parent
 from service.logs import configure_logging
 from service.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 # How long admitted requests may take after a signal; connections that are still open then are cut. Less than
 # the supervisor's own patience.
@@ -103,6 +107,7 @@ def main() -> None:
     end_with_parent()
     settings = Settings.load()
     configure_logging("server")
+    logger.info("%s", describe_runtime())
     app = create_app(settings)
     limits = ConnectionLimits(connections=connections_for(raise_open_files()))
     keep_what_is_there()

@@ -23,6 +23,7 @@ SECTIONS: tuple[sections.Section, ...] = (
     choice_sections.candidates,
     choice_sections.mixed_precision,
     sections.floating,
+    sections.engine_layers,
     tensor_sections.thresholds,
     sections.evidence,
     sections.costs,

@@ -196,6 +196,27 @@ def floating(report: Report) -> Markup | None:
     )
 
 
+def engine_layers(report: Report) -> Markup | None:
+    """What the runtime made of the 8-bit model, where it tells."""
+    found = report.engine_layers
+    if found is None:
+        return None
+    rows = [(kind, f"{count:,}") for kind, count in sorted(found.by_type.items())]
+    counts = table(
+        "Layers of the compiled 8-bit engine, by the type that they compute in.", ("Type", "#Layers"), rows
+    )
+    alone = [(name,) for name in found.alone]
+    caption = "Quantizers that became layers of their own, instead of parts of others."
+    listing = (
+        table(caption, ("Quantizer",), alone)
+        if alone
+        else element("p", "Every quantizer is a part of a layer.")
+    )
+    return section(
+        "Compiled engine", counts, folded(f"All {len(alone)} quantizers alone", listing, rows=len(alone))
+    )
+
+
 def evidence(report: Report) -> Markup:
     """What the proof rests on, and what else holds."""
     found, batching = report.evidence, report.batching

@@ -1,7 +1,8 @@
 """What octet asks of a runtime: compile an artifact for this machine, run batches in buffers of its own."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -31,6 +32,18 @@ class Slot(Protocol):
         """
 
 
+@dataclass(frozen=True, kw_only=True)
+class EngineLayers:
+    """What a runtime made of a model: fused layers, and the types that they compute in."""
+
+    # How many layers compute in which type: `int8`, `fp8`, `fp16`, `fp32`, `other`.
+    by_type: Mapping[str, int]
+    # Names of the layers that compute in 8 bits.
+    eight_bit: tuple[str, ...]
+    # Names of the quantizers that became layers of their own instead of parts of others.
+    alone: tuple[str, ...]
+
+
 class Engine(ABC):
     """A model compiled for this machine.
 
@@ -39,6 +52,10 @@ class Engine(ABC):
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    # Batches that gain by running at once, from as many threads: the copies of one beside the computing of another.
+    concurrent_batches: int = 1
+    # None where the runtime does not tell.
+    layers: EngineLayers | None = None
 
     @abstractmethod
     def slot(self, shapes: Mapping[str, tuple[int, ...]]) -> Slot:
@@ -93,6 +110,8 @@ class Runtime(ABC):
     unsigned_activations: bool = False
     # Whether models that arrive quantized may have zero points and UINT8 (engines.quantization.symmetric).
     takes_asymmetric: bool = False
+    # What a person has to know before they rely on the runtime, a sentence; None where there is nothing.
+    caveat: str | None = None
 
     @abstractmethod
     def hardware_key(self) -> str:
@@ -107,10 +126,18 @@ class Runtime(ABC):
         """Whether engines of this precision only imitate its type in wider arithmetic, so that it gains no speed."""
 
     @abstractmethod
-    def compile(self, model: Path, *, threads: int, cache: Path | None = None) -> Engine:
+    def compile(
+        self,
+        model: Path,
+        *,
+        threads: int,
+        cache: Path | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Engine:
         """Compiles the ONNX file `model`, to run on `threads` processors.
 
-        `cache` is a folder in which the runtime may keep compiled engines for the next time.
+        `cache` is a folder in which the runtime may keep compiled engines for the next time. `progress` is told the
+        share that is done by runtimes that take long; what it raises ends the compilation and is raised again.
 
         Raises:
             CompileError: the runtime does not take the model.

@@ -8,7 +8,7 @@ import sys
 import threading
 import types
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,14 @@ class OpenVINORuntime(Runtime):
         """FP8 is computed in float32. One value in 500 is rounded to the second nearest, by way of half precision."""
         return precision is Precision.FP8
 
-    def compile(self, model: Path, *, threads: int, cache: Path | None = None) -> Engine:
+    def compile(
+        self,
+        model: Path,
+        *,
+        threads: int,
+        cache: Path | None = None,
+        progress: Callable[[float], None] | None = None,  # noqa: ARG002 # it takes too little time to tell of
+    ) -> Engine:
         content = as_compiled(model)
         config = {**_CONFIG, "INFERENCE_NUM_THREADS": threads}
         static = "amx" in _probe().kernel.lower() if self._static_shapes is None else self._static_shapes

@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,14 @@ class ReferenceRuntime(Runtime):
         """Every 8-bit type: what quantizers leave is computed in floating point."""
         return precision is not Precision.FP32
 
-    def compile(self, model: Path, *, threads: int, cache: Path | None = None) -> Engine:  # noqa: ARG002 # nothing to keep
+    def compile(
+        self,
+        model: Path,
+        *,
+        threads: int,
+        cache: Path | None = None,  # noqa: ARG002 # nothing to keep
+        progress: Callable[[float], None] | None = None,  # noqa: ARG002 # nothing to tell of
+    ) -> Engine:
         return _ReferenceEngine(ReferenceSession(model, threads=threads))
 
 

@@ -30,6 +30,9 @@ class PooledEngine(Engine):
     def _new_slot(self, shapes: Mapping[str, tuple[int, ...]]) -> Slot:
         """Buffers for shapes that were checked against `inputs`."""
 
+    def _discard(self, slot: Slot) -> None:
+        """Called with a slot that is not kept any longer."""
+
     def slot(self, shapes: Mapping[str, tuple[int, ...]]) -> Slot:
         check_shapes(shapes, self.inputs)
         key = tuple(tuple(shapes[spec.name]) for spec in self.inputs)
@@ -46,6 +49,7 @@ class PooledEngine(Engine):
 
     def release(self, slot: Slot) -> None:
         key = tuple(slot.inputs[spec.name].shape for spec in self.inputs)
+        dropped = None
         with self._lock:
             if self._closed:
                 return
@@ -53,9 +57,11 @@ class PooledEngine(Engine):
             self._free.move_to_end(key)
             if sum(map(len, self._free.values())) > MAX_KEPT_SLOTS:
                 oldest, slots = next(iter(self._free.items()))
-                slots.pop()
+                dropped = slots.pop()
                 if not slots:
                     del self._free[oldest]
+        if dropped is not None:
+            self._discard(dropped)
 
     def close(self) -> None:
         with self._lock:

@@ -14,8 +14,9 @@ PACKAGES = ("engines", "service")
 CONFINED = {
     "onnxruntime": "engines.runtimes.reference",
     "openvino": "engines.runtimes.openvino",
-    "tensorrt": "engines.runtimes.tensorrt",
+    "tensorrt": "engines.runtimes.tensorrt.library",
     "pycuda": "engines.runtimes.cuda",
+    "cuda": "engines.runtimes.cuda",
     "dbos": "service.workflow",
     "obstore": "service.object_store",
 }

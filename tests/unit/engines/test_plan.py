@@ -1,5 +1,6 @@
 """A plan brings together what its parts need of each other."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -29,7 +30,14 @@ class EightBits(Runtime):
     def emulates(self, precision: Precision) -> bool:
         raise NotImplementedError
 
-    def compile(self, model: Path, *, threads: int, cache: Path | None = None) -> Engine:
+    def compile(
+        self,
+        model: Path,
+        *,
+        threads: int,
+        cache: Path | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Engine:
         raise NotImplementedError
 
 

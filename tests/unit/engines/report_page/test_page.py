@@ -20,6 +20,7 @@ from engines.report import (
     ArrivedReport,
     Batching,
     ClauseReport,
+    EngineLayersReport,
     Evidence,
     IntervalReport,
     Report,
@@ -112,7 +113,20 @@ def full(name: str = "conv1", *, layers: int = 3) -> Report:
         thresholds={f"{name} t": threshold},
         layer_errors=LayerErrors(rows=16, layers=errors),
         histograms=(histogram(f"{name} h"),),
+        engine_layers=EngineLayersReport(
+            by_type={"int8": 12, "fp32": 3}, eight_bit=(name,), alone=(f"{name} alone",)
+        ),
     )
+
+
+def test_a_compiled_engine_shows_its_types_and_the_quantizers_that_stand_alone() -> None:
+    page = Page(render(full("odd")))
+    assert "Compiled engine" in page.inside["h2"]
+    assert {"12", "odd alone"} <= set(page.inside["td"]) | set(page.inside["th"])
+    whole = full().model_copy(
+        update={"engine_layers": EngineLayersReport(by_type={"int8": 1}, eight_bit=(), alone=())}
+    )
+    assert "Every quantizer is a part of a layer." in Page(render(whole)).text
 
 
 def test_an_accepted_build_says_so_with_its_figures() -> None:
@@ -466,6 +480,7 @@ def test_every_section_may_be_missing_or_there() -> None:
         "candidates",
         "mixed_precision",
         "floating",
+        "engine_layers",
         "thresholds",
     }
 
