@@ -5,7 +5,7 @@ import pytest
 
 from engines.errors import InvalidOptionsError
 from engines.options import BuildOptions, ShapeProfile
-from engines.proof import PROOF_ROWS
+from engines.proof_batches import PROOF_ROWS
 from engines.runtimes.tensorrt.profiles import LEAST_ROWS, ShapeLimits, shape_ranges
 from engines.tensors import TensorSpec
 from engines.tuning import TUNE_BATCH_ROWS
