@@ -21,18 +21,22 @@ class PeerError(Exception):
 
 
 class PeerEnvironment:
-    """A virtual environment with the pinned peers in `folder`, made on first use and after every change."""
+    """A virtual environment with pinned peers in `folder`, made on first use and after every change."""
 
-    def __init__(self, folder: Path) -> None:
-        self._python = folder / "bin" / "python"
+    def __init__(
+        self, folder: Path, *, requirements: Path = REQUIREMENTS, base: str = sys.executable
+    ) -> None:
+        """`base` is the Python that the environment is made with."""
+        self.python = folder / "bin" / "python"
+        self._requirements = requirements
         # Why a distribution is missing, by its name.
         self.missing: dict[str, str] = {}
         stamp = folder / "installed.json"
-        wanted = REQUIREMENTS.read_text()
+        wanted = requirements.read_text()
         if stamp.exists() and (known := json.loads(stamp.read_text()))["requirements"] == wanted:
             self.missing = known["missing"]
             return
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        subprocess.run([base, "-m", "venv", "--clear", str(folder)], check=True)
         for line in wanted.splitlines():
             if line and not line.startswith("#"):
                 self._install(line)
@@ -41,13 +45,13 @@ class PeerEnvironment:
 
     def _install(self, requirement: str) -> None:
         """One by one, each held to all pins, so that one that cannot be had costs only its own rows."""
-        result = self._pip("install", "--constraint", str(REQUIREMENTS), requirement)
+        result = self._pip("install", "--constraint", str(self._requirements), requirement)
         if result.returncode:
             self.missing[requirement.partition("==")[0]] = _last_line(result.stderr)
 
     def _pip(self, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(self._python), "-m", "pip", command, "--quiet", "--disable-pip-version-check", *arguments],
+            [str(self.python), "-m", "pip", command, "--quiet", "--disable-pip-version-check", *arguments],
             check=False,
             capture_output=True,
             text=True,
@@ -60,7 +64,7 @@ class PeerEnvironment:
             PeerError: it failed.
         """
         result = subprocess.run(
-            [str(self._python), "-m", module],
+            [str(self.python), "-m", module],
             input=json.dumps(job),
             cwd=ROOT,
             env=os.environ | _SILENT,

@@ -1,0 +1,1 @@
+"""Other servers in front of the same trivial model, each started in a virtual environment of its own."""
