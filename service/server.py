@@ -5,6 +5,7 @@ status 0.
 """
 
 import contextlib
+import faulthandler
 import gc
 import logging
 import resource
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from engines.runtimes.selection import describe_runtime
+from service import listening
 from service.app import OctetApp, create_app
 from service.errors import StartError
 from service.http.limits import ConnectionLimits
@@ -105,13 +107,16 @@ def main() -> None:
         StartError: the settings cannot be used.
     """
     end_with_parent()
+    listeners = listening.handed_over()
     settings = Settings.load()
     configure_logging("server")
     logger.info("%s", describe_runtime())
+    # Says where a fault of a library happened, before the process dies of it.
+    faulthandler.enable()
     app = create_app(settings)
     limits = ConnectionLimits(connections=connections_for(raise_open_files()))
     keep_what_is_there()
-    Server(configured(app, host=settings.host, port=settings.port, limits=limits), app).run()
+    Server(configured(app, host=settings.host, port=settings.port, limits=limits), app).run(listeners)
 
 
 if __name__ == "__main__":

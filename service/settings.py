@@ -105,6 +105,16 @@ class Settings(BaseSettings):
         return f"sqlite:///{self.home / 'queue.db'}"
 
     @property
+    def flight_file(self) -> Path:
+        """What the server's engines are running."""
+        return self.home / "flight"
+
+    @property
+    def crash_file(self) -> Path:
+        """Crashes of the server, and whom they are blamed on."""
+        return self.home / "crashes.json"
+
+    @property
     def engine_cache(self) -> Path:
         """Where runtimes keep compiled engines; safe to delete while octet is stopped."""
         return self.home / "engines"

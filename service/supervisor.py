@@ -1,23 +1,27 @@
 """`octet serve`: keeps the server and the worker running, and ends them together.
 
-It loads no native library and opens no port, so that nothing an upload does can take it down.
+It loads no native library and accepts no connection, so that nothing an upload does can take it down. It holds the
+address on which the server accepts, and after a crash of the server it notes who was running.
 """
 
 import contextlib
 import http.client
 import logging
 import os
+import select
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from socket import socket
 from types import FrameType
 from urllib.parse import urlsplit
 
+from service import flight, listening
 from service.errors import StartError
 from service.lifeline import ChildProcess
 from service.locks import exclusive
+from service.quarantine import FAULTS, CrashLog
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -29,7 +33,7 @@ _LONGEST_PAUSE_S = 10.0
 _HEALTHY_S = 10.0
 _MOST_DEATHS_AT_START = 3
 _GRACE_S = 25.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +43,14 @@ class Role:
     name: str
     # Run as `python -m`.
     module: str
+    # Whether it answers HTTP and runs engines.
+    serves: bool
 
 
-ROLES = (Role(name="server", module="service.server"), Role(name="worker", module="service.worker"))
+ROLES = (
+    Role(name="server", module="service.server", serves=True),
+    Role(name="worker", module="service.worker", serves=False),
+)
 
 
 def serve(settings: Settings, *, say: Callable[[str], None]) -> None:
@@ -51,13 +60,15 @@ def serve(settings: Settings, *, say: Callable[[str], None]) -> None:
         StartError: the folder or the port is taken, or a child cannot be kept alive.
     """
     make_home(settings)
-    with exclusive(settings.home / "octet.lock"), _stop_signals() as stopping:
-        check_port(settings.host, settings.port)
-        children = [_Keeper(role) for role in ROLES]
+    with exclusive(settings.home / "octet.lock"), _signals() as signals:
+        listeners = listening.listen(settings.host, settings.port)
+        children = [_Keeper(role, settings, listeners) for role in ROLES]
         try:
-            _watch(children, settings, stopping, say)
+            _watch(children, settings, signals, say)
         finally:
-            _end(children)
+            # From here on the server alone accepts, for as long as it likes.
+            listening.close(listeners)
+            _end(children, signals)
 
 
 def make_home(settings: Settings) -> None:
@@ -78,34 +89,17 @@ def make_home(settings: Settings) -> None:
         raise StartError(f"the folder {settings.home} cannot be written to; set OCTET_HOME to another one.")
 
 
-def check_port(host: str, port: int) -> None:
-    """Finds out early, and in words, whether the server will get its address.
-
-    Raises:
-        StartError: it will not.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            # As the server does: an address whose last connections are only fading away is free.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise StartError(
-            f"octet cannot listen on {host} port {port} ({error.strerror}); "
-            "stop what listens there, or choose another with --port (OCTET_PORT)."
-        ) from error
-
-
 class _Keeper:
     """Keeps one child running, with a growing pause between deaths that come soon after the start."""
 
-    def __init__(self, role: Role) -> None:
+    def __init__(self, role: Role, settings: Settings, listeners: Sequence[socket]) -> None:
         self.role = role
         self.process: ChildProcess | None = None
         # Deaths in a row that came soon after the start, and what the last one was.
         self.early_deaths = 0
         self.last_cause = ""
+        self._settings = settings
+        self._listeners = listeners if role.serves else ()
         self._start_at = 0.0
         self._started_at = 0.0
 
@@ -116,40 +110,73 @@ class _Keeper:
             self.process.kill()
             self.process = None
             self.last_cause = _cause(status)
-            self.early_deaths = self.early_deaths + 1 if now - self._started_at < _HEALTHY_S else 0
-            pause_s = min(_FIRST_PAUSE_S * 2**self.early_deaths, _LONGEST_PAUSE_S)
+            early = now - self._started_at < _HEALTHY_S
+            self.early_deaths = self.early_deaths + 1 if early else 0
+            pause_s = min(_FIRST_PAUSE_S * 2**self.early_deaths, _LONGEST_PAUSE_S) if early else 0.0
             self._start_at = now + pause_s
             logger.warning(
                 "the %s ended with %s; it starts again in %g s", self.role.name, self.last_cause, pause_s
             )
+            if self.role.serves and -status in FAULTS:
+                blame(self._settings, self.last_cause)
         if self.process is None and now >= self._start_at:
-            self.process = ChildProcess(self.role.module, environment=os.environ)
+            self.process = ChildProcess(
+                self.role.module,
+                environment=os.environ | listening.handing_over(self._listeners),
+                pass_fds=[listener.fileno() for listener in self._listeners],
+            )
             self._started_at = now
 
 
-class _Stopping:
-    """Whether a signal has asked us to stop."""
+def blame(settings: Settings, cause: str) -> None:
+    """Notes which versions were running when the server died of a fault."""
+    running = [flown.subject for flown in flight.read(settings.flight_file) if flown.running]
+    crash = CrashLog(settings.crash_file).add(running, cause=cause)
+    names = [f"version {subject.number} of {subject.model}" for subject in crash.suspects]
+    logger.error("the server died of %s; suspected: %s", cause, ", ".join(names) or "no engine was running")
 
-    asked = False
+
+class _Signals:
+    """The signals that ask us to stop, and a pause that they and the deaths of children end."""
+
+    def __init__(self, woken: int) -> None:
+        """`woken` is a descriptor that can be read once a signal has arrived."""
+        # How often we were asked.
+        self.stops = 0
+        self._woken = woken
+
+    def handle(self, number: int, _frame: FrameType | None) -> None:
+        """Takes a signal."""
+        self.stops += number in _STOPS
+
+    def pause(self, longest_s: float) -> None:
+        """Waits until a signal arrives, `longest_s` at most."""
+        select.select([self._woken], [], [], longest_s)
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._woken, 512):
+                pass
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[_Stopping]:
-    stopping = _Stopping()
-
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        stopping.asked = True
-
-    previous = {number: signal.signal(number, ask) for number in _SIGNALS}
+def _signals() -> Iterator[_Signals]:
+    woken, wake_up = os.pipe()
+    os.set_blocking(woken, False)
+    os.set_blocking(wake_up, False)
+    signals = _Signals(woken)
+    previous = {number: signal.signal(number, signals.handle) for number in (*_STOPS, signal.SIGCHLD)}
+    earlier = signal.set_wakeup_fd(wake_up, warn_on_full_buffer=False)
     try:
-        yield stopping
+        yield signals
     finally:
+        signal.set_wakeup_fd(earlier)
         for number, handler in previous.items():
             signal.signal(number, handler)
+        os.close(woken)
+        os.close(wake_up)
 
 
 def _watch(
-    keepers: Sequence[_Keeper], settings: Settings, stopping: _Stopping, say: Callable[[str], None]
+    keepers: Sequence[_Keeper], settings: Settings, signals: _Signals, say: Callable[[str], None]
 ) -> None:
     """Tends the children until we are asked to stop. Once octet was ready, it never gives up on one.
 
@@ -157,7 +184,7 @@ def _watch(
         StartError: octet did not get ready, because a child ended again and again.
     """
     ready = False
-    while not stopping.asked:
+    while not signals.stops:
         for keeper in keepers:
             keeper.tend()
             if not ready and keeper.early_deaths >= _MOST_DEATHS_AT_START:
@@ -168,7 +195,7 @@ def _watch(
         if not ready and _is_ready(settings.address):
             say(f"octet is ready at {settings.address}")
             ready = True
-        time.sleep(_TICK_S)
+        signals.pause(_TICK_S)
 
 
 def _is_ready(address: str) -> bool:
@@ -182,17 +209,20 @@ def _is_ready(address: str) -> bool:
         connection.close()
 
 
-def _end(keepers: Sequence[_Keeper]) -> None:
-    """Asks the children to end, once; kills those that have not within the grace time."""
+def _end(keepers: Sequence[_Keeper], signals: _Signals) -> None:
+    """Asks the children to end, once; kills those that have not within the grace time, or at a second signal."""
     processes = [keeper.process for keeper in keepers if keeper.process is not None]
     for process in processes:
         process.terminate()
     deadline = time.monotonic() + _GRACE_S
+    while (living := [process for process in processes if process.poll() is None]) and signals.stops < 2:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            break
+        signals.pause(min(left_s, _TICK_S))
+    for process in living:
+        logger.warning("process %d did not end in time and is killed", process.pid)
     for process in processes:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except TimeoutError:
-            logger.warning("process %d did not end within %g s and is killed", process.pid, _GRACE_S)
         process.kill()
 
 
