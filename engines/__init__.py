@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from engines.building import quantize
     from engines.errors import EngineError
     from engines.inspection import Inspection, inspect
-    from engines.loading import LoadedEngine, load_engine
+    from engines.loading import LoadedEngine, hardware_key, load_engine
     from engines.options import BuildOptions, CalibrationMethod, Contract, Metric, Precision
     from engines.proof import Proof, Verification
     from engines.report import Report, Verdict
@@ -36,6 +36,7 @@ __all__ = [
     "TensorSpec",
     "Verdict",
     "Verification",
+    "hardware_key",
     "inspect",
     "load_engine",
     "quantize",
@@ -58,6 +59,7 @@ _HOMES = {
     "TensorSpec": "tensors",
     "Verdict": "report",
     "Verification": "proof",
+    "hardware_key": "loading",
     "inspect": "inspection",
     "load_engine": "loading",
     "quantize": "building",

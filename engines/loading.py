@@ -165,6 +165,11 @@ def _saturating(runtime: Runtime, artifact: Path) -> str:
     )
 
 
+def hardware_key() -> str:
+    """What engines loaded by this process depend on, of hardware and libraries."""
+    return OpenVINORuntime().hardware_key()
+
+
 def _loaded(engine: Engine, verification: Verification, proof: Proof, *, refusal: str | None) -> LoadedEngine:
     padded = verification.unpadded is None and isinstance(proof.padding, Padding)
     return LoadedEngine(

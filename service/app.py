@@ -16,16 +16,22 @@ from service.build_metrics import BuildCollector
 from service.catalog import Catalog, Version
 from service.context import Context
 from service.errors import ServiceError
+from service.flight import FlightRecorder
+from service.inventory import Care
 from service.loading import Loaded, VersionLoader
 from service.metrics import Metrics
 from service.observer import Observer
 from service.openapi import inference_paths
+from service.quarantine import CrashLog
+from service.rehearsals import Rehearsals
+from service.residency import MemoryLimits
 from service.responses import INTERNAL, error_response, framework_response
 from service.routes import builds, configuration, health, metrics, models, repository, statistics
 from service.routes.inference import InferenceHandler, infer_address
 from service.sandbox import Limits
 from service.serving import Deployments
 from service.settings import Settings
+from service.state_metrics import StateCollector
 from service.stores import open_store
 from service.tracing import start_tracing
 
@@ -79,15 +85,27 @@ def create_app(settings: Settings, *, load: Callable[[Version], Loaded] | None =
     measured = Metrics()
     catalog, store = Catalog(settings.catalog_url), open_store(settings)
     measured.registry.register(BuildCollector(catalog))
+    crashes = CrashLog(settings.crash_file)
+    recorder = FlightRecorder(settings.flight_file, suspects=crashes.suspects)
     loader = VersionLoader(
         store=store,
         folder=settings.home / "serving",
         cache=settings.engine_cache,
         threads=settings.threads,
         limits=Limits(timeout_s=settings.build_timeout_s, memory_bytes=settings.build_memory_bytes),
+        recorder=recorder,
+        rehearsals=Rehearsals(settings.home / "rehearsals.json"),
+        crashes=crashes,
     )
     spans = start_tracing("server")
-    deployments = Deployments(catalog=catalog, metrics=measured, load=load or loader.load)
+    limits = MemoryLimits(max_bytes=settings.max_loaded_bytes, idle_s=settings.idle_unload_s)
+    deployments = Deployments(
+        catalog=catalog,
+        metrics=measured,
+        load=load or loader.load,
+        care=Care(memory=limits, recorder=recorder, crashes=crashes),
+    )
+    measured.registry.register(StateCollector(deployments.statuses))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

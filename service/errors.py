@@ -82,6 +82,13 @@ class NotReadyError(ServiceError):
     retry_after_s = 2
 
 
+class StoppingError(ServiceError):
+    """The server is about to stop and admits nothing more."""
+
+    code = "server.stopping"
+    retry_after_s = 1
+
+
 class SandboxError(ServiceError):
     """Native work ended without a result: it crashed, ran too long or took too much memory."""
 
@@ -137,6 +144,7 @@ STATUS: dict[type[Exception], int] = {
     QueueFullError: 429,
     DeadlineError: 504,
     NotReadyError: 503,
+    StoppingError: 503,
     SandboxError: 500,
     SandboxCrashError: 500,
     CancelledBuildError: 409,

@@ -3,15 +3,21 @@
 import os
 import shutil
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engines import LoadedEngine, load_engine, workspace
+from engines import hardware_key, load_engine, workspace
 from engines.options import Precision
 from engines.runtimes.base import Engine
+from engines.tensors import Array
+from service import memory
 from service.batch_sizes import BatchRules
 from service.catalog import Version
+from service.flight import FlightRecorder, Subject
 from service.protocol import Signature
+from service.quarantine import CrashLog
+from service.rehearsals import Rehearsals, rehearsal_name
 from service.sandbox import Limits, Sandbox, Watch
 from service.storage import BlobStore
 from service.warm_up import warm_up
@@ -28,6 +34,10 @@ class Loaded:
     precision: Precision
     # Why FP32 answers instead of the 8-bit engine, where it does.
     refusal: str | None
+    # A batch of its proof, by which an engine that fails is told from requests that make it fail.
+    sample: Mapping[str, Array]
+    # What it added to this process's resident memory, its buffers included.
+    memory_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +53,11 @@ class VersionLoader:
     threads: int
     # What a rehearsal may take.
     limits: Limits
+    # Where native code that runs in this process is on record.
+    recorder: FlightRecorder
+    # What need not be rehearsed, unless the server has crashed since while it ran.
+    rehearsals: Rehearsals
+    crashes: CrashLog
     # Set when the server stops: a rehearsal is broken off.
     stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -60,21 +75,47 @@ class VersionLoader:
             EngineError: neither its 8-bit engine nor FP32 may answer.
         """
         folder = self.folder / version.build_id
+        flight = self.recorder.entry(subject_of(version))
         try:
             self.store.materialise(_needed(version), folder)
             self._rehearse(version, folder)
-            loaded = load_engine(folder, version.options, threads=self.threads, cache=self.cache)
+            return flight.run(lambda: self._load(version, folder))
         finally:
+            flight.close()
             # An engine has what it needs in memory or in the cache.
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _load(self, version: Version, folder: Path) -> Loaded:
+        memory.give_back()
+        before_bytes = memory.resident_bytes(os.getpid())
+        loaded = load_engine(folder, version.options, threads=self.threads, cache=self.cache)
+        engine = loaded.engine
         try:
-            return _warm(loaded, version)
+            rules = warm_up(
+                engine, version.options.batching, batchable=loaded.batchable, padding=loaded.padding
+            )
         except BaseException:
-            loaded.engine.close()
+            engine.close()
             raise
+        # What was left over from others may have been used again: the weights at least are its own.
+        weights_bytes = _weights_bytes(folder, loaded.precision)
+        return Loaded(
+            engine=engine,
+            signature=Signature.of(engine.inputs, engine.outputs, free_rows=loaded.batchable),
+            rules=rules,
+            precision=loaded.precision,
+            refusal=loaded.refusal,
+            sample={
+                name: array[:1].copy() if loaded.batchable else array for name, array in loaded.rows.items()
+            },
+            memory_bytes=max(memory.resident_bytes(os.getpid()) - before_bytes, weights_bytes),
+        )
 
     def _rehearse(self, version: Version, folder: Path) -> None:
         """Loads and runs the version in a process of its own: a crash inside a library costs that one."""
+        name = rehearsal_name(version, hardware_key=hardware_key(), threads=self.threads)
+        if self.rehearsals.passed(name) and version.build_id not in self.crashes.suspects:
+            return
         arguments = {
             "folder": str(folder),
             "options": version.options.model_dump(mode="json"),
@@ -89,17 +130,21 @@ class VersionLoader:
                 what=f"loading version {version.number} of model '{version.model}'",
                 watch=Watch(cancelled=self.stopping.is_set),
             )
+        self.rehearsals.add(name)
 
 
-def _warm(loaded: LoadedEngine, version: Version) -> Loaded:
-    engine = loaded.engine
-    return Loaded(
-        engine=engine,
-        signature=Signature.of(engine.inputs, engine.outputs, free_rows=loaded.batchable),
-        rules=warm_up(engine, version.options.batching, batchable=loaded.batchable, padding=loaded.padding),
-        precision=loaded.precision,
-        refusal=loaded.refusal,
+def subject_of(version: Version) -> Subject:
+    """The version, as crashes are blamed on it."""
+    return Subject(model=version.model, number=version.number, build_id=version.build_id)
+
+
+def _weights_bytes(folder: Path, precision: Precision) -> int:
+    names = (
+        (workspace.PREPARED, workspace.PREPARED_WEIGHTS)
+        if precision is Precision.FP32
+        else (workspace.QUANTIZED, workspace.QUANTIZED_WEIGHTS)
     )
+    return sum(path.stat().st_size for path in map(folder.joinpath, names) if path.is_file())
 
 
 def _needed(version: Version) -> dict[str, str]:

@@ -1,8 +1,11 @@
-"""How much memory a process holds."""
+"""How much memory a process holds, how much there is, and giving back what is free."""
 
+import ctypes
 import os
 import subprocess
 from pathlib import Path
+
+from service.cgroups import lineage, memberships
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -16,6 +19,40 @@ def resident_bytes(pid: int) -> int:
     except ProcessLookupError:
         return 0
     return pages * _PAGE_BYTES
+
+
+def give_back() -> None:
+    """Returns to the system what the C library keeps of freed memory, where it is glibc, which keeps it for long."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def memory_limit(root: Path = Path("/")) -> int:
+    """Bytes that this process may use: the least of the machine's memory and the cgroup's limits.
+
+    Reads `memory.max` of cgroup v2 and `memory.limit_in_bytes` of v1 (kernel documentation,
+    admin-guide/cgroup-v2 and cgroup-v1/memory). `root` is where `proc` and `sys` are looked for.
+    """
+    limits = [os.sysconf("SC_PHYS_PAGES") * _PAGE_BYTES]
+    mount = root / "sys/fs/cgroup"
+    for controllers, group in memberships(root):
+        if controllers == "":
+            files = [folder / "memory.max" for folder in lineage(mount, group)]
+        elif "memory" in controllers.split(","):
+            files = [folder / "memory.limit_in_bytes" for folder in lineage(mount / "memory", group)]
+        else:
+            continue
+        limits += [limit for file in files if (limit := _limit(file)) is not None]
+    return min(limits)
+
+
+def _limit(file: Path) -> int | None:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        # "max", or not there.
+        return None
 
 
 def _from_ps(pid: int) -> int:

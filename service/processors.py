@@ -6,8 +6,9 @@ octet computes one budget and hands it to all of them.
 
 import math
 import os
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from service.cgroups import lineage, memberships
 
 
 def processor_budget(root: Path = Path("/")) -> int:
@@ -28,31 +29,13 @@ def cgroup_quota(root: Path = Path("/")) -> float | None:
     """
     mount = root / "sys/fs/cgroup"
     quotas: list[float] = []
-    for controllers, group in _memberships(root):
+    for controllers, group in memberships(root):
         if controllers == "":
-            quotas += [q for folder in _lineage(mount, group) if (q := _v2(folder)) is not None]
+            quotas += [q for folder in lineage(mount, group) if (q := _v2(folder)) is not None]
         elif "cpu" in controllers.split(","):
             for name in dict.fromkeys((controllers, "cpu", "cpu,cpuacct")):
-                quotas += [q for folder in _lineage(mount / name, group) if (q := _v1(folder)) is not None]
+                quotas += [q for folder in lineage(mount / name, group) if (q := _v1(folder)) is not None]
     return min(quotas, default=None)
-
-
-def _memberships(root: Path) -> Iterator[tuple[str, str]]:
-    """Controllers and path of each line of /proc/self/cgroup; v2's line has no controllers."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        parts = line.split(":", 2)
-        if len(parts) == 3:
-            yield parts[1], parts[2]
-
-
-def _lineage(mount: Path, group: str) -> Iterator[Path]:
-    """The group's folder and its ancestors up to the mount, which alone exists inside most containers."""
-    for path in (PurePosixPath(group), *PurePosixPath(group).parents):
-        yield mount / path.as_posix().lstrip("/")
 
 
 def _v2(folder: Path) -> float | None:

@@ -1,16 +1,19 @@
 """The process that answers HTTP: `python -m service.server`, a child of `octet serve`.
 
-SIGTERM and SIGINT end it in order: not ready any more, no new connections, admitted requests answered,
-status 0.
+SIGTERM and SIGINT end it in order: not ready any more; new requests get 503 and their connections are closed, until
+those that were admitted are answered; then nobody is listened to any more, and it ends with status 0. A second
+signal ends it at once.
 """
 
 import contextlib
 import faulthandler
 import gc
 import logging
+import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -22,13 +25,15 @@ from service.http.limits import ConnectionLimits
 from service.http.server import HttpConfig, HttpServer
 from service.lifeline import end_with_parent
 from service.logs import configure_logging
+from service.serving import Deployments
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-# How long admitted requests may take after a signal; connections that are still open then are cut. Less than
-# the supervisor's own patience.
-_GRACE_S = 20
+# How long admitted requests may take after a signal, and then connections to end; they are cut afterwards. Together
+# less than the supervisor's own patience.
+_ANSWERING_S = 15.0
+_GRACE_S = 5
 # Files that the server keeps open beside its connections: models, databases, pipes.
 _OTHER_FILES = 512
 # Objects made beyond those freed before young garbage is looked for: a request frees its own without that.
@@ -40,12 +45,24 @@ class Server(HttpServer):
 
     def __init__(self, config: HttpConfig, app: OctetApp) -> None:
         super().__init__(config)
-        self._octet = app.state.octet
+        self._deployments: Deployments = app.state.octet.deployments
+        self._retired_s: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Takes a signal: from now on this server gets no new work."""
-        self._octet.deployments.retire()
-        super().handle_exit(sig, frame)
+        """Takes a signal: from the first one on this server gets no new work, at the second it ends."""
+        if self._retired_s is None:
+            self._retired_s = time.monotonic()
+            self._deployments.retire()
+        else:
+            super().handle_exit(sig, frame)
+            self.force_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether to stop listening and end."""
+        if self._retired_s is not None:
+            waited_s = time.monotonic() - self._retired_s
+            self.should_exit |= not self._deployments.inflight_requests or waited_s > _ANSWERING_S
+        return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -117,6 +134,10 @@ def main() -> None:
     limits = ConnectionLimits(connections=connections_for(raise_open_files()))
     keep_what_is_there()
     Server(configured(app, host=settings.host, port=settings.port, limits=limits), app).run(listeners)
+    # A library that is compiling a model cannot be stopped, nor can the interpreter end in order beside it.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

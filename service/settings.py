@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.errors import StartError
+from service.memory import memory_limit
 from service.processors import processor_budget
 
 GIB = 1 << 30
@@ -50,6 +51,13 @@ class Settings(BaseSettings):
     build_timeout_s: float = Field(default=3600.0, gt=0, allow_inf_nan=False)
     # Resident memory that a build may take before it is stopped; leave room for the server beside it.
     build_memory_bytes: int = Field(default=16 * GIB, ge=256 * MIB)
+
+    # Memory that loaded models may take together; beyond it, the least recently used one leaves until a request
+    # calls it back. Leave room for builds and for requests: half of the memory that there is when unset.
+    max_loaded_bytes: int = Field(default_factory=lambda: memory_limit() // 2, ge=MIB)
+    # Seconds without a request after which a model leaves memory, until the next request, which then waits for it.
+    # Unset, models stay: set it where many models are rarely used.
+    idle_unload_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     @field_validator("home")
     @classmethod

@@ -22,13 +22,13 @@ router = APIRouter(prefix="/v2/models", tags=["inference"])
 @router.get("/{name}/config")
 async def model_config(request: Request, name: str) -> Response:
     """How a model's default version is batched."""
-    return json_response(configuration(context_of(request).deployments.find(name)))
+    return json_response(configuration(await context_of(request).deployments.obtain(name)))
 
 
 @router.get("/{name}/versions/{version}/config")
 async def version_config(request: Request, name: str, version: str) -> Response:
     """How a version is batched."""
-    return json_response(configuration(context_of(request).deployments.find(name, version)))
+    return json_response(configuration(await context_of(request).deployments.obtain(name, version)))
 
 
 def configuration(deployment: Deployment) -> dict[str, Any]:

@@ -43,24 +43,24 @@ async def ready(request: Request) -> Response:
 @router.get("/models/{name}")
 async def model_metadata(request: Request, name: str) -> Response:
     """Inputs and outputs of a model's default version."""
-    return _metadata(request, name, None)
+    return await _metadata(request, name, None)
 
 
 @router.get("/models/{name}/versions/{version}")
 async def version_metadata(request: Request, name: str, version: str) -> Response:
     """Inputs and outputs of a version."""
-    return _metadata(request, name, version)
+    return await _metadata(request, name, version)
 
 
 @router.get("/models/{name}/ready")
 async def model_ready(request: Request, name: str) -> Response:
-    """Whether a model's default answers: 200, 503 while it does not, 404 for an unknown model."""
+    """Whether a model's default answers, or would load for a request: else 503, or 404 for an unknown model."""
     return _ready(request, name, None)
 
 
 @router.get("/models/{name}/versions/{version}/ready")
 async def version_ready(request: Request, name: str, version: str) -> Response:
-    """Whether a version answers: 200, 503 while it does not, 404 for an unknown one."""
+    """Whether a version answers, or would load for a request: else 503, or 404 for an unknown one."""
     return _ready(request, name, version)
 
 
@@ -72,9 +72,9 @@ def _version() -> str:
         return "0+source"
 
 
-def _metadata(request: Request, name: str, version: str | None) -> Response:
+async def _metadata(request: Request, name: str, version: str | None) -> Response:
     deployments = context_of(request).deployments
-    deployment = deployments.find(name, version)
+    deployment = await deployments.obtain(name, version)
     return json_response(
         {
             "name": name,
@@ -93,7 +93,7 @@ def platform(deployment: Deployment) -> str:
 
 def _ready(request: Request, name: str, version: str | None) -> Response:
     try:
-        deployment = context_of(request).deployments.find(name, version)
+        number = context_of(request).deployments.promised(name, version)
     except NotReadyError as error:
         return Response(
             b'{"ready":false,' + body_of(error)[1:],
@@ -101,4 +101,4 @@ def _ready(request: Request, name: str, version: str | None) -> Response:
             {"Retry-After": str(error.retry_after_s)},
             "application/json",
         )
-    return json_response({"name": name, "version": deployment.version, "ready": True})
+    return json_response({"name": name, "version": number, "ready": True})

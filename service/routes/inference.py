@@ -32,6 +32,7 @@ _PREFIX = "/v2/models/"
 _SUFFIX = "/infer"
 _JSON_TYPE = (b"content-type", JSON.encode())
 _BINARY_TYPE = (b"content-type", BINARY.encode())
+_CLOSE = (b"connection", b"close")
 _VARY = (b"vary", b"accept-encoding")
 # Up to here copying costs less than writing to the socket once more.
 _JOINED_BYTES = 1 << 16
@@ -95,14 +96,15 @@ class InferenceHandler:
         outcome, rows = Outcome.CANCELLED, 0
         try:
             if scope["method"] == "POST":
+                self._deployments.admit()
                 # Who is unknown or unable is told so before the body is read.
-                deployment = self._deployments.find(address.model, address.version)
+                deployment = await self._deployments.obtain(address.model, address.version)
                 headers = BodyHeaders.of(scope["headers"], self._max_body_bytes)
                 body = body_at_hand(headers, receive)
                 if body is None:
                     body = await read_body(headers, receive, self._max_body_bytes)
                     # Again: reading may have taken long enough for another version to take over.
-                    deployment = self._deployments.find(address.model, address.version)
+                    deployment = await self._deployments.obtain(address.model, address.version)
                 answer, rows = await self._infer(deployment, body, headers, receive, scope.get(TIMELINE))
             else:
                 answer = _wrong_method(scope["method"])
@@ -114,6 +116,8 @@ class InferenceHandler:
             outcome = Outcome.of_status(answer.status)
         finally:
             self._count(deployment, outcome, rows, time.perf_counter() - started_s)
+        if self._deployments.retiring:
+            answer = replace(answer, headers=(*answer.headers, _CLOSE))
         await _send(send, answer)
 
     async def _infer(

@@ -24,6 +24,7 @@ _STATES = {
     VersionState.READY: "READY",
     VersionState.REFUSED: "READY",
     VersionState.FAILED: "UNAVAILABLE",
+    VersionState.QUARANTINED: "UNAVAILABLE",
     VersionState.UNLOADED: "UNAVAILABLE",
 }
 """The states of this server in the protocol's words; a refused version answers, in FP32."""

@@ -11,6 +11,8 @@ from engines.runtimes.slots import PooledEngine
 from engines.tensors import Array, TensorSpec
 
 POISON = -1.0
+SAMPLE: Mapping[str, Array] = {"x": np.ones((1, 2), np.float32)}
+"""What an `EchoEngine` that is well answers."""
 
 
 class EchoSlot:
@@ -34,6 +36,8 @@ class EchoSlot:
         if not self._engine.gate.wait(timeout=30.0):
             raise EngineRunError("the test left the gate closed")
         self._engine.batches.append(x.shape)
+        if self._engine.broken.is_set():
+            raise EngineRunError("the device is gone")
         if (x == POISON).any():
             raise EngineRunError("a poisoned row")
         self._outputs["double"][...] = 2 * x
@@ -58,6 +62,8 @@ class EchoEngine(PooledEngine):
         self.gate.set()
         # Set when a run begins.
         self.entered = threading.Event()
+        # Set by a test that wants every batch to fail.
+        self.broken = threading.Event()
         # The shape of `x` in each run.
         self.batches: list[tuple[int, ...]] = []
         self.slots = 0

@@ -19,7 +19,7 @@ from service.protocol import Signature
 from service.server import Server, configured
 from service.settings import Settings
 from service.warm_up import warm_up
-from tests.unit.service.echo_engine import EchoEngine
+from tests.unit.service.echo_engine import SAMPLE, EchoEngine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +126,8 @@ async def serving(
             rules=warm_up(loaded, version.options.batching, batchable=True),
             precision=Precision.INT8,
             refusal=None,
+            sample=SAMPLE,
+            memory_bytes=1 << 20,
         )
 
     with socket.socket() as listener:

@@ -274,14 +274,36 @@ async def test_readiness_goes_off_before_the_server_stops(tmp_path: Path) -> Non
         reply = await server.ask("GET", "/v2/health/ready")
         assert (reply.status, reply.json) == (503, {"ready": False})
         assert (await server.ask("GET", "/v2/health/live")).status == 200
-        assert (await server.infer(1)).status == 200
+
+
+async def test_a_server_that_is_about_to_stop_admits_nothing_more_and_answers_what_it_has_admitted(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path) as server:
+        server.engine.gate.clear()
+        admitted = asyncio.create_task(server.infer(1))
+        await until(server.engine.entered.is_set)
+        # A client that sends slowly was admitted with its head.
+        reader, writer = await server.connect()
+        slow = request("POST", "/v2/models/echo/infer", echo_body(2))
+        writer.write(slow[:-9])
+        await asyncio.sleep(0.1)
+        server.context.deployments.retire()
+        refused = await server.infer(3)
+        assert (refused.status, refused.json["code"]) == (503, "server.stopping")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert refused.headers["connection"] == "close"
+        writer.write(slow[-9:])
+        server.engine.gate.set()
+        replies = [await admitted, await read_reply(reader)]
+        assert [reply.status for reply in replies] == [200, 200]
+        assert [reply.headers["connection"] for reply in replies] == ["close", "close"]
+        writer.close()
 
 
 async def test_a_model_that_is_not_ready_says_so_and_why(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
-        context = server.context
-        context.deployments._loaded.clear()
-        context.deployments._answering.clear()
+        server.context.deployments.put_away("echo")
         reply = await server.ask("GET", "/v2/models/echo/ready")
         assert reply.status == 503
         assert reply.json["ready"] is False

@@ -186,6 +186,9 @@ def deployed(tmp_path: Path, *, batchable: bool) -> Deployment:
         limits=Batching(max_queue_delay_us=50, max_queue_rows=99, timeout_ms=2000),
         rules=BatchRules(batchable=batchable, sizes=(1, 16)),
         metrics=metrics.of("m", "7"),
+        engine=unused,
+        sample={},
+        memory_bytes=0,
     )
 
 

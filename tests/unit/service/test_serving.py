@@ -1,109 +1,24 @@
 import asyncio
-import contextlib
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from engines.errors import EngineError, InvalidArtifactError
-from engines.options import BuildOptions, Precision
-from service.batch_sizes import BatchRules
-from service.catalog import Catalog, NewBuild, Version
+from engines.options import Precision
+from service.catalog import Catalog
 from service.errors import NotFoundError, NotReadyError
-from service.loading import Loaded
 from service.metrics import Metrics
-from service.protocol import Signature
 from service.residency import KEPT_VERSIONS, VersionState
 from service.serving import Deployments
-from tests.unit.service.echo_engine import EchoEngine
-
-
-class Loader:
-    """Makes engines of versions; a test says which fail, are refused, or take until it lets them go on."""
-
-    def __init__(self) -> None:
-        self.engines: dict[tuple[str, int], EchoEngine] = {}
-        self.calls: list[tuple[str, int]] = []
-        self.broken: dict[tuple[str, int], Exception] = {}
-        self.refused: dict[tuple[str, int], str] = {}
-        self.gate = threading.Event()
-        self.gate.set()
-
-    def __call__(self, version: Version) -> Loaded:
-        key = (version.model, version.number)
-        self.calls.append(key)
-        if not self.gate.wait(timeout=30.0):
-            raise TimeoutError("the test left the gate closed")
-        if key in self.broken:
-            raise self.broken[key]
-        engine = self.engines[key] = EchoEngine()
-        refusal = self.refused.get(key)
-        return Loaded(
-            engine=engine,
-            signature=Signature.of(engine.inputs, engine.outputs, free_rows=True),
-            rules=BatchRules(batchable=True, sizes=(1, 2, 4)),
-            precision=Precision.FP32 if refusal else version.options.precision,
-            refusal=refusal,
-        )
-
-
-@pytest.fixture
-def catalog(tmp_path: Path) -> Iterator[Catalog]:
-    catalog = Catalog(f"sqlite:///{tmp_path / 'catalog.db'}")
-    yield catalog
-    catalog.close()
-
-
-@pytest.fixture
-def loader() -> Loader:
-    return Loader()
-
-
-def publish(catalog: Catalog, model: str, *, promote: bool = True, **summary: str) -> Version:
-    options = BuildOptions(promote=promote)
-    new = NewBuild(model=model, fingerprint="same", options=options, files={})
-    build, _ = catalog.accept(new, force=True)
-    return catalog.publish(build.id, files={}, summary={"sqnr_db": 33.0, **summary})
-
-
-@contextlib.asynccontextmanager
-async def following(
-    catalog: Catalog, loader: Loader, *, metrics: Metrics | None = None, retry_s: float = 30.0
-) -> AsyncIterator[Deployments]:
-    deployments = Deployments(
-        catalog=catalog, metrics=metrics or Metrics(), load=loader, poll_s=0.005, retry_s=retry_s
-    )
-    await deployments.start()
-    try:
-        yield deployments
-    finally:
-        loader.gate.set()
-        for engine in loader.engines.values():
-            engine.gate.set()
-        await deployments.close()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - what happens in other tasks and threads sets no event
-            await asyncio.sleep(0.002)
-
-
-def answering(deployments: Deployments, model: str, version: str | None = None) -> str | None:
-    """The version that answers, or None where an error does."""
-    try:
-        return deployments.find(model, version).version
-    except (NotFoundError, NotReadyError):
-        return None
+from tests.unit.service.followed import Loader, answering, care, following, publish, until
 
 
 async def test_a_server_that_has_not_read_the_catalog_yet_denies_no_model(
     catalog: Catalog, loader: Loader
 ) -> None:
     publish(catalog, "m")
-    deployments = Deployments(catalog=catalog, metrics=Metrics(), load=loader)
+    deployments = Deployments(catalog=catalog, metrics=Metrics(), load=loader, care=care(loader.home))
     with pytest.raises(NotReadyError, match="has just started"):
         deployments.find("m")
 

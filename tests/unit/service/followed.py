@@ -1,0 +1,114 @@
+"""Versions served from engines that tests make, without HTTP and without a store."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from engines.options import BuildOptions, Precision
+from service.batch_sizes import BatchRules
+from service.catalog import Catalog, NewBuild, Version
+from service.errors import NotFoundError, NotReadyError
+from service.flight import FlightRecorder
+from service.inventory import Care
+from service.loading import Loaded
+from service.metrics import Metrics
+from service.protocol import Signature
+from service.quarantine import CrashLog
+from service.residency import MemoryLimits
+from service.serving import Deployments
+from tests.unit.service.echo_engine import SAMPLE, EchoEngine
+
+
+class Loader:
+    """Makes engines of versions; a test says which fail, are refused, or take until it lets them go on."""
+
+    def __init__(self, home: Path) -> None:
+        # Where a server keeps its records.
+        self.home = home
+        self.engines: dict[tuple[str, int], EchoEngine] = {}
+        self.calls: list[tuple[str, int]] = []
+        self.broken: dict[tuple[str, int], Exception] = {}
+        self.refused: dict[tuple[str, int], str] = {}
+        self.sizes_bytes: dict[tuple[str, int], int] = {}
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def __call__(self, version: Version) -> Loaded:
+        key = (version.model, version.number)
+        self.calls.append(key)
+        if not self.gate.wait(timeout=30.0):
+            raise TimeoutError("the test left the gate closed")
+        if key in self.broken:
+            raise self.broken[key]
+        engine = self.engines[key] = EchoEngine()
+        refusal = self.refused.get(key)
+        return Loaded(
+            engine=engine,
+            signature=Signature.of(engine.inputs, engine.outputs, free_rows=True),
+            rules=BatchRules(batchable=True, sizes=(1, 2, 4)),
+            precision=Precision.FP32 if refusal else version.options.precision,
+            refusal=refusal,
+            sample=SAMPLE,
+            memory_bytes=self.sizes_bytes.get(key, 1),
+        )
+
+
+def publish(catalog: Catalog, model: str, *, promote: bool = True, **summary: str) -> Version:
+    options = BuildOptions(promote=promote)
+    new = NewBuild(model=model, fingerprint="same", options=options, files={})
+    build, _ = catalog.accept(new, force=True)
+    return catalog.publish(build.id, files={}, summary={"sqnr_db": 33.0, **summary})
+
+
+def care(home: Path, *, max_bytes: int = 1 << 30, idle_s: float | None = None) -> Care:
+    crashes = CrashLog(home / "crashes.json")
+    return Care(
+        memory=MemoryLimits(max_bytes=max_bytes, idle_s=idle_s),
+        recorder=FlightRecorder(home / "flight", suspects=crashes.suspects),
+        crashes=crashes,
+    )
+
+
+@contextlib.asynccontextmanager
+async def following(
+    catalog: Catalog,
+    loader: Loader,
+    *,
+    metrics: Metrics | None = None,
+    retry_s: float = 30.0,
+    max_bytes: int = 1 << 30,
+    idle_s: float | None = None,
+) -> AsyncIterator[Deployments]:
+    """What a server started now in the loader's home would serve."""
+    deployments = Deployments(
+        catalog=catalog,
+        metrics=metrics or Metrics(),
+        load=loader,
+        care=care(loader.home, max_bytes=max_bytes, idle_s=idle_s),
+        poll_s=0.005,
+        retry_s=retry_s,
+    )
+    await deployments.start()
+    try:
+        yield deployments
+    finally:
+        loader.gate.set()
+        for engine in loader.engines.values():
+            engine.gate.set()
+        await deployments.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - what happens in other tasks and threads sets no event
+            await asyncio.sleep(0.002)
+
+
+def answering(deployments: Deployments, model: str, version: str | None = None) -> str | None:
+    """The version that answers, or None where an error does."""
+    try:
+        return deployments.find(model, version).version
+    except (NotFoundError, NotReadyError):
+        return None
