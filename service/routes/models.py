@@ -231,6 +231,8 @@ def _live(deployment: Deployment) -> dict[str, Any]:
     """What a loaded version does now."""
     rates = deployment.metrics.recent.rates(time.monotonic())
     return {
+        # What loading it added to the server's resident memory.
+        "memory_bytes": deployment.memory_bytes,
         "queue_rows": deployment.batcher.queue_rows,
         "inflight_requests": deployment.batcher.inflight_requests,
         "window_s": round(rates.window_s, 1),
