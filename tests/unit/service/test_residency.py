@@ -1,6 +1,17 @@
+import pytest
+
 from engines.options import BuildOptions
 from service.catalog import Version
-from service.residency import KEPT_VERSIONS, Key, wanted
+from service.residency import (
+    CALLED_IDLE_S,
+    KEPT_VERSIONS,
+    Key,
+    MemoryLimits,
+    Resident,
+    evicted,
+    idle,
+    wanted,
+)
 
 
 def version(model: str, number: int, *, default: bool = False) -> Version:
@@ -63,3 +74,59 @@ def test_a_published_version_stands_in_for_a_default_that_failed() -> None:
 
 def test_a_model_without_versions_answers_no_more() -> None:
     assert wanted([version("other", 1, default=True)], {"m": 1}, none_failed) == [("other", 1)]
+
+
+def resident(used_s: float, *, size: int = 10, busy: bool = False, called: bool = False) -> Resident:
+    return Resident(memory_bytes=size, used_s=used_s, busy=busy, called=called)
+
+
+A, B, C = ("a", 1), ("b", 1), ("c", 1)
+
+
+@pytest.mark.parametrize(
+    ("needed", "most", "kept", "expected"),
+    [
+        # There is room: nobody leaves.
+        (0, 30, [], []),
+        (5, 35, [], []),
+        # The least recently used leave, and no more than it takes.
+        (1, 30, [], [B]),
+        (10, 30, [], [B]),
+        (11, 30, [], [B, C]),
+        (30, 30, [], [B, C, A]),
+        # Not even an empty memory is enough.
+        (31, 30, [], None),
+        # Who has to stay, stays.
+        (1, 30, [B], [C]),
+        (11, 30, [B], [C, A]),
+        (21, 30, [B], None),
+        # More than fits is there already.
+        (0, 15, [], [B, C]),
+        (0, 15, [A], [B, C]),
+        (0, 5, [A], None),
+    ],
+)
+def test_the_least_recently_used_make_room(
+    needed: int, most: int, kept: list[Key], expected: list[Key] | None
+) -> None:
+    residents = {A: resident(30), B: resident(10, busy=True), C: resident(20)}
+    assert evicted(residents, needed, MemoryLimits(max_bytes=most), kept=kept) == expected
+
+
+def test_nobody_is_idle_where_no_limit_was_set() -> None:
+    residents = {A: resident(0), B: resident(0, called=True)}
+    assert idle(residents, MemoryLimits(max_bytes=1), now_s=CALLED_IDLE_S) == {}
+    # What only a request brought in does not stay for good.
+    assert idle(residents, MemoryLimits(max_bytes=1), now_s=CALLED_IDLE_S + 1) == {B: CALLED_IDLE_S}
+
+
+def test_who_was_used_lately_or_is_busy_is_not_idle() -> None:
+    residents = {
+        A: resident(0),
+        B: resident(0, busy=True),
+        C: resident(1),
+        ("d", 1): resident(0, called=True),
+    }
+    limits = MemoryLimits(max_bytes=1, idle_s=100)
+    assert idle(residents, limits, now_s=100) == {}
+    assert idle(residents, limits, now_s=101) == {A: 100, ("d", 1): 100}
