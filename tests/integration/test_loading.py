@@ -17,8 +17,11 @@ from engines.runtimes.reference import ReferenceSession
 from engines.workspace import PREPARED, PROOF, QUANTIZED, Workspace
 from service.catalog import Version
 from service.errors import CancelledBuildError, SandboxError
+from service.flight import FlightRecorder, read
 from service.folder_store import FolderStore
-from service.loading import VersionLoader
+from service.loading import VersionLoader, subject_of
+from service.quarantine import CrashLog
+from service.rehearsals import Rehearsals
 from service.sandbox import Limits
 from service.storage import BlobStore, address
 from tests.unit.engines.onnx_graphs import conv_net, image_rows
@@ -38,7 +41,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 def loader(tmp_path: Path, **changes: object) -> VersionLoader:
-    given: dict[str, object] = {"limits": LIMITS, **changes}
+    given: dict[str, object] = {
+        "limits": LIMITS,
+        "recorder": FlightRecorder(tmp_path / "flight"),
+        "rehearsals": Rehearsals(tmp_path / "rehearsals.json"),
+        "crashes": CrashLog(tmp_path / "crashes.json"),
+        **changes,
+    }
     return VersionLoader(
         store=FolderStore(tmp_path / "store"),
         folder=tmp_path / "serving",
@@ -76,6 +85,48 @@ def test_a_version_is_loaded_warm_and_answers_like_the_original(built: Workspace
         error = np.subtract(answer[name], values)
         assert np.square(error).mean() < 0.01 * np.square(values).mean()
     assert not (tmp_path / "serving" / "b1").exists()
+    # What tells a broken engine from broken requests, and what it weighs.
+    assert {name: array.shape for name, array in loaded.sample.items()} == {"image": (1, 3, 8, 8)}
+    assert 10_000 < loaded.memory_bytes < 1 << 30
+
+
+def test_a_version_is_rehearsed_once_on_the_same_machine(built: Workspace, tmp_path: Path) -> None:
+    loads = loader(tmp_path)
+    version = published(built, loads.store)
+    loads.load(version).engine.close()
+    # A later server, whose rehearsals would all take too long.
+    later = loader(tmp_path, limits=Limits(timeout_s=0.01, memory_bytes=4 << 30))
+    later.load(version).engine.close()
+    with pytest.raises(SandboxError):
+        later.load(replace(version, options=BuildOptions()))
+
+
+def test_a_version_that_a_crash_is_blamed_on_is_rehearsed_again(built: Workspace, tmp_path: Path) -> None:
+    loads = loader(tmp_path)
+    version = published(built, loads.store)
+    loads.load(version).engine.close()
+    CrashLog(tmp_path / "crashes.json").add([subject_of(version)], cause="SIGSEGV")
+    later = loader(tmp_path, limits=Limits(timeout_s=0.01, memory_bytes=4 << 30))
+    with pytest.raises(SandboxError):
+        later.load(version)
+
+
+def test_native_code_that_loads_a_version_is_on_record(
+    built: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = loader(tmp_path)
+    version = published(built, loads.store)
+    seen: list[list[str]] = []
+
+    def warm_up(*_: object, **__: object) -> None:
+        seen.append([flown.subject.build_id for flown in read(tmp_path / "flight") if flown.running])
+        raise MemoryError
+
+    monkeypatch.setattr("service.loading.warm_up", warm_up)
+    with pytest.raises(MemoryError):
+        loads.load(version)
+    assert seen == [["b1"]]
+    assert not [flown for flown in read(tmp_path / "flight") if flown.running]
 
 
 def test_an_8_bit_engine_that_misses_its_contract_is_replaced_by_fp32(
