@@ -165,9 +165,9 @@ def _saturating(runtime: Runtime, artifact: Path) -> str:
     )
 
 
-def hardware_key() -> str:
-    """What engines loaded by this process depend on, of hardware and libraries."""
-    return OpenVINORuntime().hardware_key()
+def hardware_key(options: BuildOptions) -> str:
+    """What engines of versions with these options depend on here, of hardware and libraries."""
+    return runtime_for(options).hardware_key()
 
 
 def _loaded(engine: Engine, verification: Verification, proof: Proof, *, refusal: str | None) -> LoadedEngine:

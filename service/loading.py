@@ -113,7 +113,7 @@ class VersionLoader:
 
     def _rehearse(self, version: Version, folder: Path) -> None:
         """Loads and runs the version in a process of its own: a crash inside a library costs that one."""
-        name = rehearsal_name(version, hardware_key=hardware_key(), threads=self.threads)
+        name = rehearsal_name(version, hardware_key=hardware_key(version.options), threads=self.threads)
         if self.rehearsals.passed(name) and version.build_id not in self.crashes.suspects:
             return
         arguments = {
