@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 # Apart from the rest: Locust changes how sockets and threads work in its process.
 LOADTEST := .venv-loadtest
+CLIENTS := .venv-clients
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint serve loadtest setup clean lock
+.PHONY: demo test lint serve loadtest clients setup clean lock
 
 demo: setup
 	@$(BIN)/python -m examples.demo
@@ -27,6 +28,9 @@ loadtest: setup $(LOADTEST)/.run
 		$(if $(USERS),--users $(USERS)) $(if $(ROWS),--rows $(ROWS)) $(if $(SAMPLES),--samples $(SAMPLES)) \
 		$(if $(SHAPE),--shape $(SHAPE)) $(if $(HEADER),--header "$(HEADER)")
 
+# KServe's client, for its tests.
+clients: $(CLIENTS)/.run
+
 setup: $(VENV)/.run
 
 $(VENV)/.run: requirements.lock pyproject.toml
@@ -41,10 +45,10 @@ $(VENV)/.dev: $(VENV)/.run requirements-dev.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-dev.lock
 	@touch $@
 
-$(LOADTEST)/.run: requirements-loadtest.lock
-	@$(PYTHON) -m venv $(LOADTEST)
-	@echo "octet: installing Locust into $(LOADTEST)"
-	@$(LOADTEST)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-loadtest.lock
+.venv-%/.run: requirements-%.lock
+	@$(PYTHON) -m venv $(@D)
+	@echo "octet: installing into $(@D)"
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $<
 	@touch $@
 
 # Writes the lock files anew from pyproject.toml; needs uv.
@@ -52,6 +56,7 @@ lock:
 	uv pip compile pyproject.toml --extra demo --group build --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet -o requirements.lock
 	uv pip compile pyproject.toml --extra demo --group dev --constraint requirements.lock --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet -o requirements-dev.lock
 	uv pip compile --group pyproject.toml:loadtest --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet -o requirements-loadtest.lock
+	uv pip compile --group pyproject.toml:clients --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet -o requirements-clients.lock
 
 clean:
-	rm -rf $(VENV) $(LOADTEST)
+	rm -rf $(VENV) $(LOADTEST) $(CLIENTS)
