@@ -1,8 +1,6 @@
-"""The clients that people use, against a live server: NVIDIA's, and curl."""
+"""Inference with NVIDIA's client, against a live server."""
 
 import asyncio
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,33 +12,13 @@ import tritonclient.http
 import tritonclient.http.aio
 from tritonclient.utils import InferenceServerException
 
-from engines.tensors import Array
 from service.protocol import DATATYPES
-from tests.unit.service.live_server import LiveServer, echo_body, serving
+from tests.integration.triton_client import ROWS, in_thread, tensor, wanted
+from tests.unit.service.live_server import serving
 from tests.unit.service.typed_engine import TypedEngine
 
 # As this client knows them: it takes BF16 for FP32 rows, each cut to its upper half.
 NUMBERS = sorted(set(DATATYPES) - {"BF16", "BYTES"})
-ROWS = np.array([[3, 3], [5, 5]], np.float32)
-
-
-async def in_thread(server: LiveServer, work: Callable[[Any], Any]) -> Any:
-    """The result of `work` with a synchronous client, beside the server's own event loop."""
-
-    def run() -> Any:
-        with tritonclient.http.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
-            return work(client)
-
-    return await asyncio.to_thread(run)
-
-
-def tensor(values: Array, *, binary: bool = True, datatype: str = "FP32") -> Any:
-    entry = tritonclient.http.InferInput("x", list(values.shape), datatype)
-    return entry.set_data_from_numpy(values, binary_data=binary)
-
-
-def wanted(name: str, *, binary: bool) -> Any:
-    return tritonclient.http.InferRequestedOutput(name, binary_data=binary)
 
 
 async def test_binary_both_ways_is_this_client_s_own_choice(tmp_path: Path) -> None:
@@ -95,6 +73,36 @@ async def test_every_number_travels_as_binary_data(tmp_path: Path, datatype: str
         assert result.as_numpy("empty").shape == (3, 0)
 
 
+@pytest.mark.parametrize("datatype", sorted(set(NUMBERS) - {"FP16"}))
+async def test_every_number_travels_in_json(tmp_path: Path, datatype: str) -> None:
+    values = np.array([[0, 1], [1, 0], [1, 1]]).astype(DATATYPES[datatype])
+    async with serving(tmp_path, engine=TypedEngine(datatype)) as server:
+        result = await in_thread(
+            server,
+            lambda client: client.infer(
+                "echo",
+                [tensor(values, binary=False, datatype=datatype)],
+                outputs=[wanted("same", binary=False)],
+            ),
+        )
+        assert "data" in result.get_output("same")
+        seen = result.as_numpy("same")
+        assert (seen.dtype, seen.tolist()) == (values.dtype, values.tolist())
+
+
+async def test_half_floats_are_refused_in_json_both_ways(tmp_path: Path) -> None:
+    values = np.ones((1, 2), np.float16)
+    async with serving(tmp_path, engine=TypedEngine("FP16")) as server:
+        with pytest.raises(InferenceServerException, match="FP16") as refusal:
+            await in_thread(
+                server,
+                lambda client: client.infer(
+                    "echo", [tensor(values, datatype="FP16")], outputs=[wanted("same", binary=False)]
+                ),
+            )
+        assert refusal.value.status() == "400"
+
+
 @pytest.mark.parametrize("binary", [True, False])
 async def test_strings_travel_both_ways(tmp_path: Path, binary: bool) -> None:
     values = np.array([[b"one", "zw\u00f6lf".encode()]], np.object_)
@@ -115,6 +123,8 @@ async def test_strings_travel_both_ways(tmp_path: Path, binary: bool) -> None:
 
 async def test_brain_floats_travel_as_binary_data(tmp_path: Path) -> None:
     values = np.array([[1.5, -2.0]], DATATYPES["BF16"])
+    # This client takes them as single precision, and cuts off the lower half.
+    single = np.array([[1.5, -2.0]], np.float32)
     head = {"name": "x", "shape": [1, 2], "datatype": "BF16", "parameters": {"binary_data_size": 4}}
     text = orjson.dumps({"inputs": [head], "parameters": {"binary_data_output": True}})
     async with serving(tmp_path, engine=TypedEngine("BF16")) as server:
@@ -128,6 +138,10 @@ async def test_brain_floats_travel_as_binary_data(tmp_path: Path) -> None:
         size = int(reply.headers["inference-header-content-length"])
         assert orjson.loads(reply.body[:size])["outputs"][0]["datatype"] == "BF16"
         assert reply.body[size:] == values.tobytes()
+        result = await in_thread(
+            server, lambda client: client.infer("echo", [tensor(single, datatype="BF16")])
+        )
+        assert result.as_numpy("same").tolist() == single.tolist()
 
 
 async def test_a_large_tensor_comes_back_whole(tmp_path: Path) -> None:
@@ -157,6 +171,27 @@ async def test_versions_timeouts_and_priorities_are_understood(tmp_path: Path) -
         assert late.value.status() == "504"
 
 
+async def test_calls_that_do_not_wait_are_all_answered(tmp_path: Path) -> None:
+    def ask(client: Any) -> list[float]:
+        calls = [
+            client.async_infer("echo", [tensor(np.full((1, 2), value, np.float32))]) for value in range(9)
+        ]
+        return [call.get_result().as_numpy("first").item() for call in calls]
+
+    async with serving(tmp_path) as server:
+        assert await in_thread(server, ask) == list(range(9))
+
+
+def classified(name: str) -> Any:
+    return tritonclient.http.InferRequestedOutput(name, class_count=1)
+
+
+def in_shared_memory() -> Any:
+    entry = tritonclient.http.InferInput("x", list(ROWS.shape), "FP32")
+    entry.set_shared_memory("region", ROWS.nbytes)
+    return entry
+
+
 @pytest.mark.parametrize(
     ("call", "status", "words"),
     [
@@ -175,7 +210,25 @@ async def test_versions_timeouts_and_priorities_are_understood(tmp_path: Path) -
         (lambda client: client.load_model("nobody"), "404", "there is no model 'nobody'"),
         (lambda client: client.unload_model("nobody"), "404", "there is no model 'nobody'"),
         (lambda client: client.load_model("echo", config="{}"), "400", "loading takes no parameters"),
+        (lambda client: client.infer("echo", [tensor(ROWS[:0])]), "400", "send at least one row"),
+        (lambda client: client.infer("echo", [tensor(ROWS), tensor(ROWS)]), "400", "'x' is sent twice"),
+        (
+            lambda client: client.infer("echo", [tensor(ROWS)], outputs=[classified("double")]),
+            "400",
+            "output 'double' has the parameter classification, which octet does not take",
+        ),
+        (
+            lambda client: client.infer("echo", [in_shared_memory()]),
+            "400",
+            "input 'x' has the parameter shared_memory_region, which octet does not take",
+        ),
         (lambda client: client.get_log_settings(), "404", "there is nothing at /v2/logging"),
+        (
+            lambda client: client.get_trace_settings("echo"),
+            "404",
+            "there is nothing at /v2/models/echo/trace",
+        ),
+        (lambda client: client.get_cuda_shared_memory_status(), "404", "there is nothing at /v2/cuda"),
     ],
 )
 async def test_errors_reach_the_client_in_words(
@@ -185,36 +238,6 @@ async def test_errors_reach_the_client_in_words(
         with pytest.raises(InferenceServerException, match=words) as refusal:
             await in_thread(server, call)
         assert refusal.value.status() == status
-
-
-async def test_the_server_and_its_models_are_described(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        assert await in_thread(server, lambda client: client.is_server_live())
-        assert await in_thread(server, lambda client: client.is_server_ready())
-        assert await in_thread(server, lambda client: client.is_model_ready("echo", "1"))
-        assert not await in_thread(server, lambda client: client.is_model_ready("nobody"))
-        described = await in_thread(server, lambda client: client.get_server_metadata())
-        assert {"binary_tensor_data", "model_repository", "statistics"} <= set(described["extensions"])
-        metadata = await in_thread(server, lambda client: client.get_model_metadata("echo"))
-        assert metadata["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}]
-        config = await in_thread(server, lambda client: client.get_model_config("echo", "1"))
-        assert config["max_batch_size"] == 8
-        assert config["input"] == [{"name": "x", "data_type": "TYPE_FP32", "dims": [2]}]
-        assert "dynamic_batching" in config
-
-
-async def test_models_are_unloaded_and_loaded(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        ready = {"name": "echo", "version": "1", "state": "READY", "reason": ""}
-        assert await in_thread(server, lambda client: client.get_model_repository_index()) == [ready]
-        await in_thread(server, lambda client: client.unload_model("echo"))
-        assert not await in_thread(server, lambda client: client.is_model_ready("echo"))
-        (entry,) = await in_thread(server, lambda client: client.get_model_repository_index())
-        assert entry["state"] == "UNAVAILABLE"
-        await in_thread(server, lambda client: client.load_model("echo"))
-        assert await in_thread(server, lambda client: client.is_model_ready("echo"))
-        result = await in_thread(server, lambda client: client.infer("echo", [tensor(ROWS)]))
-        assert result.as_numpy("first").tolist() == [[3], [5]]
 
 
 async def test_the_asynchronous_client_works_too(tmp_path: Path) -> None:
@@ -237,36 +260,3 @@ async def test_the_asynchronous_client_works_too(tmp_path: Path) -> None:
         assert (packed.as_numpy("double") == 2 * ROWS).all()
         with pytest.raises(InferenceServerException, match="there is no model 'nobody'"):
             await client.infer("nobody", [tensor(ROWS)])
-
-
-async def curl(*arguments: str, body: bytes = b"") -> bytes:
-    command = shutil.which("curl")
-    if command is None:
-        pytest.skip("curl is not installed")
-
-    def run() -> bytes:
-        whole = [command, "--silent", "--show-error", "--max-time", "20", *arguments]
-        return subprocess.run(whole, input=body, capture_output=True, check=True).stdout
-
-    return await asyncio.to_thread(run)
-
-
-async def test_curl_sends_json_raw_bytes_and_compressed_bodies(tmp_path: Path) -> None:
-    async with serving(tmp_path) as server:
-        url = f"http://127.0.0.1:{server.port}/v2/models/echo/infer"
-        values = [float(value) for value in range(200)]
-        body = echo_body(*values)
-        flat = orjson.loads(await curl("--data-binary", "@-", url, body=body))
-        assert flat["outputs"][1]["data"] == values
-        packed = await curl("--compressed", "--data-binary", "@-", url, body=body)
-        assert orjson.loads(packed) == flat
-        raw = await curl(
-            *("-H", "Inference-Header-Content-Length: 0", "-H", "Content-Type: application/octet-stream"),
-            *("--data-binary", "@-", url),
-            body=ROWS[:1].tobytes(),
-        )
-        assert raw.endswith((2 * ROWS[:1]).tobytes() + ROWS[0, :1].tobytes())
-        # A body of some size makes curl ask for a leave to send it: 100 Continue.
-        large = echo_body(*([1.0] * 1000))
-        waiting = await curl("-H", "Expect: 100-continue", "--data-binary", "@-", url, body=large)
-        assert len(orjson.loads(waiting)["outputs"][1]["data"]) == 1000
