@@ -47,7 +47,7 @@ class OctetApp(FastAPI):
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
-        request_ids.begin(scope["headers"])
+        request_ids.begin(scope)
         if self.observer is None:
             await self._answer(scope, receive, send)
         else:

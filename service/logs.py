@@ -4,6 +4,7 @@ A message belongs to the request in whose context it is logged. Where it is logg
 caller names them: `extra={"request_ids": [...], "model": ..., "version": ...}`.
 """
 
+import functools
 import json
 import logging
 import re
@@ -13,6 +14,8 @@ import time
 import traceback
 from types import TracebackType
 from typing import Any, TextIO
+
+import orjson
 
 from service import request_ids
 
@@ -62,7 +65,11 @@ class JsonFormatter(logging.Formatter):
         }
         if (exception := _exception(record)) is not None:
             line["exception"] = exception
-        return json.dumps(line, default=str, ensure_ascii=False)
+        try:
+            return orjson.dumps(line, default=str).decode()
+        except TypeError:
+            # Names of files may hold what is no Unicode.
+            return json.dumps(line, default=str)
 
 
 class TextFormatter(logging.Formatter):
@@ -83,12 +90,17 @@ class TextFormatter(logging.Formatter):
 
 def _time(record: logging.LogRecord) -> str:
     """ISO 8601, UTC, with milliseconds."""
-    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-    return f"{seconds}.{int(record.msecs):03d}Z"
+    return f"{_second(int(record.created))}.{int(record.msecs):03d}Z"
+
+
+@functools.lru_cache(maxsize=1)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    known = {name: value for name in FIELDS if (value := getattr(record, name, None)) is not None}
+    said = vars(record)
+    known = {name: said[name] for name in FIELDS if said.get(name) is not None}
     if not known.keys() & {"request_id", "request_ids"} and (request_id := request_ids.current()):
         known = {"request_id": request_id.decode(), **known}
     return known
@@ -101,7 +113,7 @@ def _exception(record: logging.LogRecord) -> str | None:
 
 
 def _redacted(text: str) -> str:
-    return _PASSWORD.sub(r"\1***", text)
+    return _PASSWORD.sub(r"\1***", text) if "://" in text else text
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -4,9 +4,11 @@ import contextvars
 import itertools
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import MutableMapping
+from typing import Any
 
 HEADER = b"x-request-id"
+_SCOPE = "octet.request_id"
 
 # What can neither break a log line apart nor swell it.
 _SANE = re.compile(rb"[A-Za-z0-9._:/+=@~-]{1,128}")
@@ -17,12 +19,22 @@ _numbers = itertools.count(1)
 _current: contextvars.ContextVar[bytes] = contextvars.ContextVar("octet_request_id", default=b"")
 
 
-def begin(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Names the request with these headers for the rest of the current context, and returns the name."""
-    name = dict(headers).get(HEADER)
+def begin(scope: MutableMapping[str, Any]) -> bytes:
+    """Names the request of this scope for the rest of the current context, and returns the name."""
+    name = of(scope)
+    _current.set(name)
+    return name
+
+
+def of(scope: MutableMapping[str, Any]) -> bytes:
+    """The name of the request of this scope, the same one each time."""
+    known: bytes | None = scope.get(_SCOPE)
+    if known is not None:
+        return known
+    name = dict(scope.get("headers", ())).get(HEADER)
     if name is None or not _SANE.fullmatch(name):
         name = b"%b-%x" % (_PREFIX, next(_numbers))
-    _current.set(name)
+    scope[_SCOPE] = name
     return name
 
 

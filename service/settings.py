@@ -40,7 +40,8 @@ class Settings(BaseSettings):
     # Smallest answer to an inference request that is compressed for a client that accepts it; raise it where
     # processors are dearer than the network.
     compress_min_bytes: int = Field(default=1024, ge=1)
-    # A line in the log for every answer. Metrics count the same for less: on for looking for one client's requests.
+    # A line in the log for every answer. It takes about as much of a processor as answering a small request does, and
+    # metrics count the same for less: on for looking for one client's requests.
     access_log: bool = False
     # Tells clients how long their request waited and ran, in the header Server-Timing, which browsers and curl show.
     # On while looking for where time goes; whoever may infer then sees how busy the server is.

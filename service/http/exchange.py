@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from service import request_ids
 from service.errors import ServiceError
 from service.responses import INTERNAL, INTERNAL_CODE, JSON, body_of, error_body, retry_after_s, status_of
 
@@ -113,7 +114,7 @@ class Exchange:
         if self._started:
             self._channel.abort()
         else:
-            headers = [(b"content-type", JSON.encode())]
+            headers = self._error_headers()
             self.answer(HTTPStatus.INTERNAL_SERVER_ERROR, headers, [error_body(INTERNAL, INTERNAL_CODE)])
 
     def refuse(self, error: ServiceError) -> None:
@@ -124,7 +125,7 @@ class Exchange:
         if self._started:
             self._channel.abort()
             return
-        headers, after_s = [(b"content-type", JSON.encode())], retry_after_s(error)
+        headers, after_s = self._error_headers(), retry_after_s(error)
         if after_s is not None:
             headers.append((b"retry-after", str(after_s).encode()))
         self.answer(status_of(error), headers, [body_of(error)])
@@ -224,6 +225,9 @@ class Exchange:
         self.disconnected = True
         if self._changed is not None:
             self._changed.set()
+
+    def _error_headers(self) -> list[Header]:
+        return [(b"content-type", JSON.encode()), (request_ids.HEADER, request_ids.of(self.scope))]
 
     def _write(self, body: Piece, *, more: bool) -> None:
         pieces: list[Piece] = []

@@ -1,6 +1,7 @@
 import io
 import json
 import logging
+import os
 import sys
 import threading
 import warnings
@@ -85,7 +86,7 @@ def test_libraries_are_heard_from_warnings_up_in_the_same_form(stream: io.String
 
 
 def test_a_message_names_the_request_in_whose_context_it_is_logged(stream: io.StringIO) -> None:
-    request_ids.begin([(b"x-request-id", b"mine")])
+    request_ids.begin({"headers": [(b"x-request-id", b"mine")]})
     logging.getLogger("some.library").warning("slow")
     logging.getLogger("service").warning("a batch", extra={"request_ids": ["a", "b"]})
     one, batch = lines(stream)
@@ -128,3 +129,8 @@ def test_errors_that_nobody_catches_are_logged_too(stream: io.StringIO) -> None:
     assert in_thread["exception"].startswith("Traceback")
     assert in_thread["exception"].endswith("invalid literal for int() with base 10: 'one'")
     assert at_end["exception"] == "ValueError: late"
+
+
+def test_names_of_files_that_are_no_unicode_can_be_logged(stream: io.StringIO) -> None:
+    logging.getLogger("service").warning("cannot read %s", os.fsdecode(b"caf\xe9"))
+    assert lines(stream)[0]["message"] == os.fsdecode(b"cannot read caf\xe9")

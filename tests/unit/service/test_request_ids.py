@@ -1,4 +1,5 @@
 import contextvars
+from typing import Any
 
 import pytest
 
@@ -7,8 +8,10 @@ from service import request_ids
 
 def begun(*headers: tuple[bytes, bytes]) -> bytes:
     context = contextvars.copy_context()
-    name = context.run(request_ids.begin, headers)
+    scope: dict[str, Any] = {"headers": headers}
+    name = context.run(request_ids.begin, scope)
     assert context.run(request_ids.current) == name
+    assert request_ids.of(scope) == name
     return name
 
 
@@ -30,3 +33,7 @@ def test_made_names_differ() -> None:
 
 def test_outside_of_requests_there_is_none() -> None:
     assert contextvars.Context().run(request_ids.current) == b""
+
+
+def test_what_was_no_request_gets_a_name_too() -> None:
+    assert request_ids._SANE.fullmatch(request_ids.of({"method": "GET"}))

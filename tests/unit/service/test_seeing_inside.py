@@ -42,6 +42,15 @@ async def test_every_answer_says_how_its_request_is_called(tmp_path: Path) -> No
             assert made.headers["x-request-id"] not in ("", "mine-1"), case
 
 
+async def test_what_is_no_request_is_answered_with_a_name_too(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        reader, writer = await server.connect()
+        writer.write(b"this is not HTTP\r\n\r\n")
+        reply = await read_reply(reader)
+        writer.close()
+        assert (reply.status, "x-request-id" in reply.headers) == (400, True)
+
+
 async def test_what_is_logged_for_a_request_has_its_name(tmp_path: Path) -> None:
     stream, logged = io.StringIO(), logging.getLogger()
     handler = logging.StreamHandler(stream)
