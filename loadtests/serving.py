@@ -12,7 +12,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from engines import load_engine
-from engines.options import Precision
+from engines.options import Batching, Precision
 from engines.runtimes.base import Engine
 from engines.tensors import Array
 from examples.demo import free_port
@@ -94,8 +94,11 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def build(octet: Running, precision: Precision, model: Path, samples: Path) -> None:
+def build(
+    octet: Running, precision: Precision, model: Path, samples: Path, *, batching: Batching | None = None
+) -> None:
     """Uploads the model and waits until it is served."""
+    asked = {"precision": precision, "batching": (batching or Batching()).model_dump()}
     with httpx.Client(base_url=octet.address, timeout=60.0) as client:
         with model.open("rb") as onnx, samples.open("rb") as rows:
             answer = client.post(
@@ -103,7 +106,7 @@ def build(octet: Running, precision: Precision, model: Path, samples: Path) -> N
                 files=[
                     ("model", (model.name, onnx)),
                     ("samples", (samples.name, rows)),
-                    ("options", (None, orjson.dumps({"precision": precision}), "application/json")),
+                    ("options", (None, orjson.dumps(asked), "application/json")),
                 ],
             )
         answer.raise_for_status()
@@ -120,7 +123,8 @@ def measure(
 ) -> Served:
     """One load; an eighth of it is sent before the clock starts."""
     requests = [
-        single_row(precision, samples, index) for index in range(count if connections > 1 else count // 4)
+        infer_request(precision, samples, [index])
+        for index in range(count if connections > 1 else count // 4)
     ]
     port = int(octet.address.rsplit(":", 1)[1])
 
@@ -146,13 +150,13 @@ def measure(
     )
 
 
-def single_row(model: str, samples: dict[str, Array], index: int) -> bytes:
-    """A whole HTTP request with one row of every input."""
+def infer_request(model: str, samples: dict[str, Array], numbers: Sequence[int]) -> bytes:
+    """A whole HTTP request with the rows of these numbers, counted round and round, of every input."""
     inputs = []
     for name, rows in samples.items():
-        row = rows[index % len(rows)][None]
-        data = row.ravel().tolist()
-        inputs.append({"name": name, "shape": row.shape, "datatype": datatype(row.dtype), "data": data})
+        own = rows[np.asarray(numbers) % len(rows)]
+        data = own.ravel().tolist()
+        inputs.append({"name": name, "shape": own.shape, "datatype": datatype(own.dtype), "data": data})
     body = orjson.dumps({"inputs": inputs})
     head = f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: octet\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
