@@ -14,8 +14,8 @@ from service.batch_sizes import BatchRules, batch_sizes, row_lengths, with_lengt
 logger = logging.getLogger(__name__)
 
 WARM_UP_S = 5.0
-# Of each length there are some ten sizes to run.
-LENGTHS_WARM_UP_S = 20.0
+# Of each length there are some ten sizes to run: ten seconds for MiniLM on two cores that do nothing else.
+LENGTHS_WARM_UP_S = 60.0
 
 Shapes = Mapping[str, tuple[int, ...]]
 """The shape of every input of one batch."""
