@@ -34,7 +34,8 @@ from loadtests.serving import DIGITS, batch_counts, build, infer_request
 SHARES = (0.2, 0.5, 0.8, 0.95, 1.2)
 MODELS = Path(__file__).parent / "models"
 PICTURE = Path(__file__).parent.parent / ".octet-bench" / "arrivals.html"
-_CONNECTIONS = 64
+# Four full batches: the engine is never idle, and nobody waits long.
+_CONNECTIONS = 16
 # How long a request may take: the queue is bounded by it.
 _TIMEOUT_MS = 1000
 _CAPACITY_S = 6.0

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from engines.building import quantize
 from engines.loading import LoadedEngine, load_engine
-from engines.options import BuildOptions, Effort
+from engines.options import Batching, BuildOptions, Effort
 from engines.tensors import Array
 from loadtests.cases import MODELS
 from service.batch_sizes import BatchRules, batch_sizes
@@ -56,7 +56,7 @@ def main() -> int:
         return 2
     threads = processor_budget()
     with tempfile.TemporaryDirectory(prefix="octet-loadtest-") as folder:
-        asked = BuildOptions(effort=Effort.FAST)
+        asked = BuildOptions(effort=Effort.FAST, batching=Batching(timeout_ms=600_000))
         quantize(case.model, [case.calibration], Path(folder), asked, threads=threads)
         loaded = load_engine(Path(folder), asked, threads=threads)
         requests = sentences(case.calibration.with_name("score.npz"))

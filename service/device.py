@@ -8,6 +8,7 @@ and no further.
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,6 +42,8 @@ class Device:
         self._holding: set[Turn] = set()
         self._waiting: set[Turn] = set()
         self._timer: asyncio.TimerHandle | None = None
+        # When an engine last came back, on time.monotonic.
+        self._came_back_s = 0.0
         # Where the batcher stood that was served last: who was idle has saved nothing, and starts from here.
         self._clock_s = 0.0
 
@@ -48,7 +51,7 @@ class Device:
         """Takes a lane for one batch; where none is free, `turn.wake` is called once one is."""
         if self._free <= 0:
             self._waiting.add(turn)
-            self._watch()
+            self._watch(self._patience_s)
             return False
         self._waiting.discard(turn)
         self._holding.add(turn)
@@ -64,6 +67,7 @@ class Device:
     def charge(self, turn: Turn, used_s: float) -> None:
         """Counts engine time of a lane that goes on with the batcher's next batch."""
         turn.used_s += used_s
+        self._came_back_s = time.monotonic()
 
     def give_back(self, turn: Turn, used_s: float, *, wants: bool) -> None:
         """Takes a lane back after `used_s` seconds in the engine; `wants` says that the batcher has more rows."""
@@ -87,9 +91,6 @@ class Device:
         self._free += lanes - replaced
         if not turn.held:
             self._holding.discard(turn)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         self._wake()
 
     def _wake(self) -> None:
@@ -99,14 +100,21 @@ class Device:
             self._waiting.discard(turn)
             turn.wake()
         if self._waiting:
-            self._watch()
+            self._watch(self._patience_s)
 
-    def _watch(self) -> None:
+    def _watch(self, patience_s: float) -> None:
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._patience_s, self._lend_spare)
+            self._timer = asyncio.get_running_loop().call_later(patience_s, self._check)
 
-    def _lend_spare(self) -> None:
+    def _check(self) -> None:
+        """Has those that wait run beside engines that do not come back."""
         self._timer = None
+        left_s = self._came_back_s + self._patience_s - time.monotonic()
+        if not self._waiting:
+            return
+        if left_s > 0:
+            self._watch(left_s)
+            return
         logger.error("no engine came back within %.0f s; others run beside it", self._patience_s)
         for turn in self._holding:
             self._free += turn.held - turn.late

@@ -55,8 +55,6 @@ _CONFIG: Mapping[str, Any] = {
     "INFERENCE_PRECISION_HINT": "f32",
     # Else float matrix products with 8-bit constant weights get their activations quantized on the fly.
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
-    # All threads work on one batch: the batcher gives the engine one at a time.
-    "NUM_STREAMS": 1,
     # Every process would pin its threads to the same first cores. Two processes with a one-threaded engine on
     # two cores: 41 batches a second each when pinned and 50 when not, and 11 against 23 beside other work.
     "ENABLE_CPU_PINNING": False,
@@ -70,15 +68,17 @@ class OpenVINORuntime(Runtime):
     unsigned_activations = True
     takes_asymmetric = True
 
-    def __init__(self, *, static_shapes: bool | None = None) -> None:
+    def __init__(self, *, static_shapes: bool | None = None, streams: int = 1) -> None:
         """Starts nothing yet.
 
         Args:
+            streams: batches that an engine runs at the same time, each on its share of the threads.
             static_shapes: whether each batch shape is compiled on its own rather than all in one engine with
                 free dimensions. None decides by the processor: 8-bit engines with free dimensions crash on
                 those with AMX (OpenVINO up to 2026.3 at least; ultralytics/ultralytics#25898).
         """
         self._static_shapes = static_shapes
+        self._streams = streams
 
     def hardware_key(self) -> str:
         """OpenVINO's version, the machine, the kernel that runs 8-bit convolutions and the weight bits.
@@ -108,7 +108,7 @@ class OpenVINORuntime(Runtime):
         progress: Callable[[float], None] | None = None,  # noqa: ARG002 # it takes too little time to tell of
     ) -> Engine:
         content = as_compiled(model)
-        config = {**_CONFIG, "INFERENCE_NUM_THREADS": threads}
+        config = {**_CONFIG, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": self._streams}
         static = "amx" in _probe().kernel.lower() if self._static_shapes is None else self._static_shapes
         weights = weights_path(model) if weights_path(model).is_file() else None
         # Reading such an engine back would cost as much memory and time as compiling it.
@@ -272,7 +272,7 @@ def _core() -> Any:
 @functools.cache
 def _probe() -> _Probe:
     probe = saturation_probe()
-    compiled = _compiled(_read(probe.model), {}, {**_CONFIG, "INFERENCE_NUM_THREADS": 1})
+    compiled = _compiled(_read(probe.model), {}, {**_CONFIG, "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1})
     results = compiled(probe.feeds).to_tuple()
     outputs = _positions(compiled.outputs)
     right = probe.passes({name: results[outputs[name]] for name in probe.expected})

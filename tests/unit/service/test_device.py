@@ -111,3 +111,15 @@ async def test_a_lane_that_comes_back_late_takes_the_place_of_the_one_lent_for_i
     assert not device.take(Turn(wake=nothing))
     device.give_back(other.turn, 1.0, wants=False)
     assert device.take(Turn(wake=nothing))
+
+
+async def test_an_engine_that_goes_on_batch_after_batch_is_not_taken_for_stuck() -> None:
+    device = Device(patience_s=0.03)
+    busy, other = Claimant(device), Claimant(device)
+    busy.go()
+    other.go()
+    for _ in range(20):
+        await asyncio.sleep(0.005)
+        device.charge(busy.turn, 0.005)
+    assert other.runs == 0
+    assert not busy.turn.late
