@@ -47,7 +47,7 @@ class Trial:
 
 
 def load_engine(
-    folder: Path, options: BuildOptions, *, threads: int, cache: Path | None = None
+    folder: Path, options: BuildOptions, *, threads: int, cache: Path | None = None, streams: int = 1
 ) -> LoadedEngine:
     """Compiles a version for this machine and has it replay its proof.
 
@@ -59,6 +59,7 @@ def load_engine(
         options: what the build was asked for.
         threads: processors that the engine may use.
         cache: folder in which compiled engines are kept for the next time.
+        streams: batches that the engine runs at the same time, each on its share of the threads.
 
     Raises:
         InvalidArtifactError: files are missing or are not those that were proven.
@@ -66,7 +67,7 @@ def load_engine(
         CompileError: the FP32 model cannot be compiled.
         InvalidOptionsError: the build asked for a runtime that this machine does not have.
     """
-    runtime = runtime_for(options)
+    runtime = runtime_for(options, streams=streams)
     proof = Proof.load(folder / PROOF)
     proof.check(folder)
     refusal, trial = None, None

@@ -92,6 +92,7 @@ def create_app(settings: Settings, *, load: Callable[[Version], Loaded] | None =
         folder=settings.home / "serving",
         cache=settings.engine_cache,
         threads=settings.threads,
+        lanes=settings.lanes,
         limits=Limits(timeout_s=settings.build_timeout_s, memory_bytes=settings.build_memory_bytes),
         recorder=recorder,
         rehearsals=Rehearsals(settings.home / "rehearsals.json"),
@@ -103,7 +104,7 @@ def create_app(settings: Settings, *, load: Callable[[Version], Loaded] | None =
         catalog=catalog,
         metrics=measured,
         load=load or loader.load,
-        care=Care(memory=limits, recorder=recorder, crashes=crashes),
+        care=Care(memory=limits, recorder=recorder, crashes=crashes, lanes=settings.lanes),
     )
     measured.registry.register(StateCollector(deployments.statuses))
 

@@ -41,7 +41,7 @@ class Caretaker:
         self._load = load
         self._poll_s = poll_s
         # What the engines of all versions share.
-        self._device = Device()
+        self._device = Device(inventory.care.lanes)
         self._revision: int | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         # Versions whose engines are being tried, or were a moment ago.

@@ -59,6 +59,7 @@ def load_check(arguments: Mapping[str, Any], progress: Progress) -> dict[str, An
         BuildOptions.parse(arguments["options"]),
         threads=int(arguments["threads"]),
         cache=Path(cache) if cache else None,
+        streams=int(arguments["lanes"]),
     )
     with loaded.engine:
         progress(1.0)

@@ -35,6 +35,8 @@ class Care:
     # Where running engines are on record, and what came of it in earlier servers.
     recorder: FlightRecorder
     crashes: CrashLog
+    # Batches that run at the same time on the processors that all engines share.
+    lanes: int = 1
 
 
 class Inventory:

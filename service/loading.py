@@ -51,6 +51,8 @@ class VersionLoader:
     cache: Path
     # Processors that an engine may use.
     threads: int
+    # Batches that run at the same time on them.
+    lanes: int
     # What a rehearsal may take.
     limits: Limits
     # Where native code that runs in this process is on record.
@@ -88,7 +90,9 @@ class VersionLoader:
     def _load(self, version: Version, folder: Path) -> Loaded:
         memory.give_back()
         before_bytes = memory.resident_bytes(os.getpid())
-        loaded = load_engine(folder, version.options, threads=self.threads, cache=self.cache)
+        loaded = load_engine(
+            folder, version.options, threads=self.threads, cache=self.cache, streams=self.lanes
+        )
         engine = loaded.engine
         try:
             rules = warm_up(
@@ -120,6 +124,7 @@ class VersionLoader:
             "folder": str(folder),
             "options": version.options.model_dump(mode="json"),
             "threads": self.threads,
+            "lanes": self.lanes,
             "cache": str(self.cache),
         }
         environment = os.environ | {"OCTET_THREADS": str(self.threads)}

@@ -48,6 +48,10 @@ class Settings(BaseSettings):
     server_timing: bool = False
     # Processors for engines and builds together. The cgroup's quota and the affinity mask decide when unset.
     threads: int = Field(default_factory=processor_budget, ge=1)
+    # Batches that run at the same time, of one model or of several, each on its share of the threads. 1 gives every
+    # batch all threads, and so the lowest latency. More is for many processors and small models, whose batches
+    # cannot keep them busy: try it with `python -m loadtests.lanes`.
+    lanes: int = Field(default=1, ge=1)
     # How long one phase of a build may run before it is stopped and the build fails.
     build_timeout_s: float = Field(default=3600.0, gt=0, allow_inf_nan=False)
     # Resident memory that a build may take before it is stopped; leave room for the server beside it.
@@ -95,8 +99,14 @@ class Settings(BaseSettings):
         """Refuses settings that contradict each other.
 
         Raises:
-            StartError: the bind is wider than loopback and nobody said that this is meant.
+            StartError: the bind is wider than loopback and nobody said that this is meant, or there are more lanes
+                than threads.
         """
+        if self.lanes > self.threads:
+            raise StartError(
+                f"OCTET_LANES is {self.lanes} and there are {self.threads} threads, so batches would wait for each "
+                f"other's processors; set it to {self.threads} or less, or OCTET_THREADS to more."
+            )
         if not self.no_auth and not is_loopback(self.host):
             raise StartError(
                 f"octet would listen on {self.host} without keys, where whoever reaches port {self.port} may "

@@ -11,14 +11,14 @@ from engines.runtimes.tensorrt.profiles import ShapeLimits
 _INSTALL = "pip install 'octet[tensorrt]'"
 
 
-def runtime_for(options: BuildOptions) -> Runtime:
-    """The runtime that a build with these options uses here.
+def runtime_for(options: BuildOptions, *, streams: int = 1) -> Runtime:
+    """The runtime that a build with these options uses here; `streams` batches of an engine run side by side.
 
     Raises:
         InvalidOptionsError: they ask for TensorRT, which does not run here; the message says why not.
     """
     if options.runtime is RuntimeName.OPENVINO:
-        return OpenVINORuntime()
+        return OpenVINORuntime(streams=streams)
     problem = tensorrt_problem()
     if problem is None:
         from engines.runtimes.tensorrt.runtime import TensorRTRuntime  # noqa: PLC0415 # it needs TensorRT to import
@@ -30,7 +30,7 @@ def runtime_for(options: BuildOptions) -> Runtime:
             f"option 'runtime' asks for tensorrt, which does not run on this machine: {problem}; use \"auto\" or "
             '"openvino", or mend that.'
         )
-    return OpenVINORuntime()
+    return OpenVINORuntime(streams=streams)
 
 
 def describe_runtime() -> str:

@@ -53,6 +53,7 @@ def loader(tmp_path: Path, **changes: object) -> VersionLoader:
         folder=tmp_path / "serving",
         cache=tmp_path / "engines",
         threads=1,
+        lanes=1,
         **given,  # type: ignore[arg-type] # each test names the fields that it changes
     )
 

@@ -52,6 +52,15 @@ def test_a_value_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch, n
         Settings.load()
 
 
+def test_more_lanes_than_threads_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCTET_THREADS", "2")
+    monkeypatch.setenv("OCTET_LANES", "2")
+    assert Settings.load().lanes == 2
+    monkeypatch.setenv("OCTET_LANES", "3")
+    with pytest.raises(StartError, match="OCTET_LANES is 3 and there are 2 threads"):
+        Settings.load()
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.5", "octet.example"])
 def test_a_wide_bind_needs_no_auth_to_be_said(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
     monkeypatch.setenv("OCTET_HOST", host)
