@@ -19,7 +19,7 @@ from engines.options import BuildOptions, Effort, Precision
 from engines.prepare import load_prepared
 from engines.quantization.placement import place, tensors
 from engines.runtimes.base import Runtime
-from engines.samples import SampleSet, SampleView
+from engines.samples import SampleSet, SampleView, Splits
 from engines.tensors import Array
 from engines.variants import evened
 from engines.workspace import PREPARED, SAMPLES, VARIANTS, Workspace
@@ -50,9 +50,10 @@ def calibrate(
     for stale in workspace.list(VARIANTS):
         workspace.path(stale).unlink()
     model = load_prepared(workspace.path(PREPARED))
-    rows = SampleSet.open(workspace.root / SAMPLES).split().calibrate
+    splits = SampleSet.open(workspace.root / SAMPLES).split()
+    rows = splits.calibrate
     try:
-        models = _variants(model, rows, options, runtime, lambda done: progress(_EVENING_SHARE * done))
+        models = _variants(model, splits, options, runtime, lambda done: progress(_EVENING_SHARE * done))
         share = (1 - _EVENING_SHARE) / len(models)
         for number, (variant, each) in enumerate(models.items()):
             told = functools.partial(_tell, progress, _EVENING_SHARE + number * share, share)
@@ -121,15 +122,16 @@ def unpacked(content: bytes) -> dict[str, Histogram]:
 
 def _variants(
     model: Model,
-    rows: SampleView,
+    splits: Splits,
     options: BuildOptions,
     runtime: Runtime,
     progress: Callable[[float], None],
 ) -> dict[Variant, Model]:
     found = {Variant.PREPARED: model}
-    # The steps of E4M3 grow with the values: channels of unlike magnitudes cost it nothing.
-    if options.effort is not Effort.FAST and options.precision is Precision.INT8:
-        bits = WeightBits(runtime.weight_bits())
+    # The steps of E4M3 grow with the values: channels of unlike magnitudes cost it nothing. And what is evened out for
+    # rows that also judge it looks good on them, and on nothing else.
+    if options.effort is not Effort.FAST and options.precision is Precision.INT8 and splits.disjoint:
+        bits, rows = WeightBits(runtime.weight_bits()), splits.calibrate
         other = evened(model, rows, bits=bits, threads=resources.current().threads, progress=progress)
         if other is not model:
             found[Variant.EVENED] = other

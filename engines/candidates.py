@@ -74,7 +74,7 @@ def first_plans(observed: Sequence[Observed], options: BuildOptions, runtime: Ru
 def try_candidates(
     plans: Sequence[Plan],
     tuner: Tuner,
-    rows: SampleView,
+    rows: SampleView | None,
     options: BuildOptions,
     progress: Callable[[float], None],
 ) -> list[Tried]:
@@ -83,7 +83,8 @@ def try_candidates(
     Args:
         plans: one for each variant, the model as it was prepared first.
         tuner: measures on the tune samples.
-        rows: calibration samples, for weights to be fitted to.
+        rows: calibration samples, for weights to be fitted to. None where the tune samples are the same: weights
+            that are fitted to them would look good on them, and on nothing else.
         options: of the build; `effort` says how much is tried.
         progress: takes the share that is done.
 
@@ -107,12 +108,13 @@ def try_candidates(
         for method in _other_methods(options):
             measure(Plan.of(plan.observed, method, precision=options.precision, runtime=plan.runtime))
     progress(3 * len(plans) / steps)
-    fitting = _worth_fitting(tried, hopeful, options.effort)
-    for number, plan in enumerate(fitting):
-        fitted = plan.fitted(rows)
-        if fitted.weights:
-            measure(fitted)
-        progress((3 + 4 * (number + 1) / len(fitting)) * len(plans) / steps)
+    if rows is not None:
+        fitting = _worth_fitting(tried, hopeful, options.effort)
+        for number, plan in enumerate(fitting):
+            fitted = plan.fitted(rows)
+            if fitted.weights:
+                measure(fitted)
+            progress((3 + 4 * (number + 1) / len(fitting)) * len(plans) / steps)
     best = max(tried, key=lambda each: each.rank(options)).plan
     attention = best.with_attention()
     if tries_attention(options) and attention.placement != best.placement:

@@ -5,14 +5,15 @@ from collections.abc import Callable, Mapping
 
 from engines.calibration.error import noise_to_signal
 from engines.choices import MixedPoint, MixedReport
-from engines.contract import contract_margin
+from engines.contract import Clause, clauses, contract_margin
 from engines.options import Contract, Effort
 from engines.plan import Plan
 from engines.quantization.mixed import Group, groups_of, search
 from engines.tuning import Measured, Tuner
 
-MARGIN_DB = 0.5
-"""What the tune samples must exceed the contract by, for it to hold on the verify samples too."""
+LEAST_ALLOWANCE_DB = 0.5
+MOST_ALLOWANCE_DB = 3.0
+"""Few rows, or one odd one among them, put the bound of an SQNR as low as one likes; no layer is to pay for that."""
 
 _LEAST_EVALUATIONS = 8
 """Beyond two for each group, and of a search that is short of time."""
@@ -20,13 +21,31 @@ _BUDGET_S: Mapping[Effort, float] = {Effort.FAST: 60.0, Effort.STANDARD: 600.0, 
 
 
 def keeps(measured: Measured, contract: Contract) -> bool:
-    """Whether a model keeps the contract on the tune samples, and a little more."""
-    return margin_db(measured, contract) >= MARGIN_DB
+    """Whether a model keeps the contract on the tune samples, and as much more as others may need."""
+    return _assured_db(measured, contract) >= 0.0
 
 
-def margin_db(measured: Measured, contract: Contract) -> float:
+def _margin_db(measured: Measured, contract: Contract) -> float:
     """How far above the contract a model is, in decibels; minus infinity where it cannot run."""
     return -math.inf if measured.accuracy is None else contract_margin(measured.accuracy, contract)
+
+
+def _assured_db(measured: Measured, contract: Contract) -> float:
+    """How far above the contract a model is once every clause has its allowance; minus infinity where it cannot run."""
+    if measured.accuracy is None:
+        return -math.inf
+    return min(clause.margin_db - _allowance_db(clause) for clause in clauses(measured.accuracy, contract))
+
+
+def _allowance_db(clause: Clause) -> float:
+    """What the tune samples must exceed a clause by, for it to hold on as many verify samples too.
+
+    An SQNR has a 95% bound of its own; between two draws of rows the difference is the square root of two wider.
+    """
+    if clause.measure != "sqnr_db" or clause.lower is None:
+        return LEAST_ALLOWANCE_DB
+    apart_db = math.sqrt(2.0) * (clause.value - clause.lower)
+    return min(MOST_ALLOWANCE_DB, max(LEAST_ALLOWANCE_DB, apart_db))
 
 
 def mix(  # a plan and what is known of it, then what to look for
@@ -61,9 +80,9 @@ def mix(  # a plan and what is known of it, then what to look for
         if floating not in seen:
             seen[floating] = tuner.measure(plan.leaving(floating).write())
             progress(min(1.0, len(seen) / budget))
-        return margin_db(seen[floating], contract)
+        return _assured_db(seen[floating], contract)
 
-    found = search(groups, evaluate, least=MARGIN_DB, budget=budget)
+    found = search(groups, evaluate, least=0.0, budget=budget)
     useful = found.meets and plan.leaving(found.excluded).placement.weights
     left = found.excluded if useful else frozenset()
     report = MixedReport(
@@ -95,7 +114,7 @@ def _point(floating: frozenset[str], measured: Measured, contract: Contract, *, 
     ran = measured.accuracy is not None
     return MixedPoint(
         floating=tuple(sorted(floating)),
-        margin_db=round(margin_db(measured, contract), 3) if ran else None,
+        margin_db=round(_margin_db(measured, contract), 3) if ran else None,
         sqnr_db=round(measured.sqnr_db, 3) if ran else None,
         batch_ms=measured.batch_ms,
         size_bytes=measured.size_bytes,

@@ -21,7 +21,7 @@ from engines.model_signature import input_specs
 from engines.model_structure import MAX_NODES, check_structure
 from engines.naming import label, quote
 
-OLDEST_OPSET = 11
+OLDEST_OPSET = 7
 NEWEST_OPSET = onnx.defs.onnx_opset_version()
 MAX_TENSOR_BYTES = 2**31
 """Largest tensor whose size follows from the graph alone, free dimensions counted as 1."""

@@ -15,6 +15,7 @@ from engines.preparation.attention import simplify_attention
 from engines.preparation.batch_norm import fold_batch_norms
 from engines.preparation.folding import fold_constants
 from engines.preparation.free_batch import free_batch
+from engines.preparation.matrix_products import plain_products
 from engines.preparation.opset import set_ir_version, upgrade_opset
 from engines.preparation.single_precision import is_half, skip_equal_casts, widen
 from engines.preparation.tidying import (
@@ -37,9 +38,9 @@ def prepare(model: Model) -> Model:
 
     Its opset is 21 where onnx can convert to it (else the nearest that quantization can work with), constants are
     initializers, 16-bit floats are computed in FP32, weights that were reshaped, transposed or cast are folded,
-    BatchNormalization is part of the convolution before it, attention is written as runtimes know it, nothing is
-    dead, every node has a name of its own and every tensor whose shape can be inferred has it. Inputs and outputs
-    keep names, order, types and shapes.
+    BatchNormalization is part of the convolution before it, products with weights are plain ones, attention is written
+    as runtimes know it, nothing is dead, every node has a name of its own and every tensor whose shape can be inferred
+    has it. Inputs and outputs keep names, order, types and shapes.
 
     Raises:
         UnsupportedModelError: the opset is too old to convert, or the graph's constants ask for a tensor past all
@@ -57,6 +58,7 @@ def prepare(model: Model) -> Model:
     fold_batch_norms(graph)
     remove_dead_nodes(graph)
     _note_shapes(graph, _infer(proto, data_prop=False))
+    plain_products(graph)
     simplify_attention(graph, default_opset(proto))
     name_nodes(graph)
     set_ir_version(proto)

@@ -12,7 +12,7 @@ from typing import Self
 
 from engines.accuracy import Accuracy, Comparison
 from engines.batched_reference import Reference
-from engines.company import EIGHT_BIT_DB, FP32_DB, HALF_DB, TRIAL_ROWS, Run, influence
+from engines.company import EIGHT_BIT_DB, FP32_DB, HALF_DB, TRIAL_ROWS, Run, eight_bit_least_db, influence
 from engines.contract import Clause, clauses, contract_miss, contract_value
 from engines.errors import CalibrationError, EngineError, EngineRunError, InvalidArtifactError
 from engines.options import Contract, Metric, Precision
@@ -162,13 +162,14 @@ class Proof:
             for batch in self.batches:
                 answers.append(engine.run(batch.inputs))
                 comparison.add(batch.counted(batch.outputs), batch.counted(answers[-1]))
+            accuracy = comparison.result()
+            least_db = (HALF_DB if self.half else FP32_DB) if fp32 else eight_bit_least_db(accuracy)
             unbatchable = self.unbatchable or _influence(
-                engine.run, self.batches, answers, self._least_db(fp32=fp32), free_rows=self.free_rows
+                engine.run, self.batches, answers, least_db, free_rows=self.free_rows
             )
             unpadded = unbatchable or self._harm(engine, self._least_db(fp32=fp32))
         except EngineRunError as error:
             return Verification.failed(precision, error)
-        accuracy = comparison.result()
         return Verification(
             precision=precision,
             accuracy=accuracy,
@@ -193,11 +194,6 @@ class Proof:
         if precision is not Precision.FP32:
             return "the 8-bit engine"
         return "the engine without rounding" if QUANTIZED in self.hashes else "the engine"
-
-    def _least_db(self, *, fp32: bool) -> float:
-        if not fp32:
-            return EIGHT_BIT_DB
-        return HALF_DB if self.half else FP32_DB
 
     def check(self, folder: Path) -> None:
         """Checks that the artifact's files in `folder` are those that were sealed.

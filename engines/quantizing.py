@@ -62,7 +62,11 @@ def quantize(
         prepared = load_prepared(workspace.path(PREPARED))
         tuner = Tuner(prepared, splits.tune, runtime=runtime, threads=resources.current().threads)
         tried = try_candidates(
-            plans, tuner, splits.calibrate, options, lambda done: progress(_CANDIDATES_SHARE * done)
+            plans,
+            tuner,
+            splits.calibrate if splits.disjoint else None,
+            options,
+            lambda done: progress(_CANDIDATES_SHARE * done),
         )
         best = max(range(len(tried)), key=lambda number: tried[number].rank(options))
         plan, mixed = tried[best].plan, None

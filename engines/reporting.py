@@ -166,6 +166,8 @@ def _evidence(proven: Proven) -> Evidence:
     rows = splits.verify.rows
     accuracy = proven.trial.verification.accuracy if proven.trial else None
     uncertain = doubts(accuracy, proof.contract) if accuracy else ()
+    if proof.rows > 1 and _alike(proof):
+        uncertain = ("all its rows are the same, which shows nothing of other inputs", *uncertain)
     return Evidence(
         calibrate_rows=splits.calibrate.rows,
         tune_rows=splits.tune.rows,
@@ -175,6 +177,16 @@ def _evidence(proven: Proven) -> Evidence:
         weak=weak_evidence(
             verify_rows=rows, proof_rows=proof.rows, disjoint=splits.disjoint, doubts=uncertain
         ),
+    )
+
+
+def _alike(proof: Proof) -> bool:
+    """Whether no input differs from row to row: zeros, or one example over and over."""
+    first = proof.batches[0].inputs
+    return all(
+        array.shape[1:] == first[name].shape[1:] and bool((array == first[name][:1]).all())
+        for batch in proof.batches
+        for name, array in batch.inputs.items()
     )
 
 

@@ -1,4 +1,4 @@
-"""Cheap constant folding: shape arithmetic, and weights that are cast, transposed or reshaped before their use.
+"""Cheap constant folding: shape arithmetic, and weights that are cast, moved or normalized before their use.
 
 Exporters leave such nodes between a weight and its layer; the quantizer looks for weights that are constants.
 Only operators that are known to be harmless are evaluated, results never outgrow what they come from, and
@@ -18,27 +18,20 @@ from onnx import TensorProto, helper, numpy_helper
 from engines.growth import GROWING, grown_elements
 from engines.wiring import int_attribute
 
-_ELEMENTWISE = frozenset(
-    {
-        "Abs",
-        "Add",
-        "And",
-        "Ceil",
-        "Div",
-        "Equal",
-        "Exp",
-        "Floor",
-        "Greater",
-        "Less",
-        "Max",
-        "Min",
-        "Mul",
-        "Neg",
-    }
-    | {"Not", "Or", "Pow", "Reciprocal", "Sqrt", "Sub", "Where"}
+_LOGICAL = frozenset({"And", "Equal", "Greater", "Less", "Not", "Or", "Where"})
+_ARITHMETIC = frozenset({"Add", "Div", "Max", "Min", "Mul", "Pow", "Sub"})
+_FUNCTIONS = frozenset(
+    {"Abs", "Ceil", "Exp", "Floor", "Log", "Neg", "Reciprocal"}
+    | {"Relu", "Round", "Sigmoid", "Sign", "Softplus", "Sqrt", "Tanh"}
 )
-_SAME_SIZE = frozenset({"Cast", "Clip", "Flatten", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
-_FOLDED = _ELEMENTWISE | _SAME_SIZE | GROWING | {"Concat", "Gather"}
+_ELEMENTWISE = _LOGICAL | _ARITHMETIC | _FUNCTIONS
+_REDUCING = frozenset(
+    f"Reduce{kind}" for kind in ("L1", "L2", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
+)
+"""Weights are normalized by them in the graph: weight normalization, weight standardization."""
+_MOVING = frozenset({"Flatten", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
+_NO_LARGER = _REDUCING | _MOVING | {"Cast", "Clip", "Softmax"}
+_FOLDED = _ELEMENTWISE | _NO_LARGER | GROWING | {"Concat", "Gather"}
 
 _FREE_ELEMENTS = 2**16
 """Results up to this size are folded whatever they come from."""
@@ -119,7 +112,7 @@ _EVALUATION_ERRORS = (
 def _elements_after(node: onnx.NodeProto, constants: _Constants) -> int | None:
     """An upper bound of the elements that the node writes; None where there is none."""
     shapes: list[tuple[int, ...]] = [tuple(constants[name].dims) for name in node.input if name]
-    if node.op_type in _SAME_SIZE:
+    if node.op_type in _NO_LARGER:
         return math.prod(shapes[0])
     if node.op_type == "Concat":
         return sum(math.prod(shape) for shape in shapes)

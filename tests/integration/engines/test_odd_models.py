@@ -103,11 +103,23 @@ def test_the_outputs_of_a_detector(tmp_path: Path) -> None:
     assert labels > 0.95
 
 
-@pytest.mark.parametrize("opset", [11, 13, 15, 22])
-def test_opsets_from_11_to_22(tmp_path: Path, opset: int) -> None:
+@pytest.mark.parametrize("opset", [7, 9, 11, 13, 15, 22])
+def test_opsets_from_7_to_22(tmp_path: Path, opset: int) -> None:
     model = odd_graphs.flattening_net(opset=opset)
     report = build(tmp_path, model, {"image": image_rows(ROWS)})
     assert_served_in_8_bits(report, layers=2, sqnr_db={"scores": 33})
+
+
+def test_samples_that_are_too_few_to_judge_by_fit_nothing(tmp_path: Path) -> None:
+    report = build(tmp_path, odd_graphs.shared_weight(), rows_of("vector", 32, rows=3))
+    assert report.choices is not None
+    assert {(each.variant, each.fitted) for each in report.choices.candidates} == {("prepared", False)}
+    assert "too few to keep some aside" in (report.evidence.weak or "")
+
+
+def test_samples_that_are_all_the_same_are_weak_evidence(tmp_path: Path) -> None:
+    report = build(tmp_path, odd_graphs.shared_weight(), {"vector": np.ones((ROWS, 32), np.float32)})
+    assert "all its rows are the same, which shows nothing of other inputs" in (report.evidence.weak or "")
 
 
 def branching() -> onnx.ModelProto:

@@ -105,7 +105,9 @@ def flattening_net(*, rows: int | str = "n", opset: int = DEFAULT_OPSET) -> onnx
     graph.node("MaxPool", ["relu"], "pooled", kernel_shape=[2, 2], strides=[2, 2])
     shape = np.array([rows, 256] if isinstance(rows, int) else [-1, 256])
     graph.node("Reshape", ["pooled", graph.constant("shape", shape)], "flat")
-    graph.node("Gemm", ["flat", graph.weight("head.weight", 16, 256)], "scores", transB=1)
+    # Without a bias no Gemm is valid before opset 11.
+    head = [graph.weight("head.weight", 16, 256), graph.weight("head.bias", 16)]
+    graph.node("Gemm", ["flat", *head], "scores", transB=1)
     return graph.model([floats("image", rows, *IMAGE_ITEM)], [floats("scores", rows, 16)])
 
 

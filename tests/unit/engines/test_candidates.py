@@ -56,7 +56,7 @@ def observed(model: Model, variant: Variant, *, added_nodes: int = 0) -> Observe
 
 
 def tried(
-    model: Model, rows: SampleView, tuner: ScriptedTuner, *variants: Variant, **options: str
+    model: Model, rows: SampleView | None, tuner: ScriptedTuner, *variants: Variant, **options: str
 ) -> list[Tried]:
     asked = BuildOptions.parse(dict(options))
     plans = first_plans([observed(model, variant) for variant in variants], asked, ReferenceRuntime())
@@ -80,6 +80,10 @@ def test_every_kind_of_thresholds_and_then_fitted_weights_are_tried(model: Model
         (PREPARED, MSE, False),
         (PREPARED, MSE, True),
     ]
+
+
+def test_weights_are_not_fitted_to_the_rows_that_judge_them(model: Model) -> None:
+    assert kinds(tried(model, None, ScriptedTuner(30, 28, 33), PREPARED))[-1] == (PREPARED, MSE, False)
 
 
 def test_thresholds_that_were_asked_for_are_the_only_ones(model: Model, rows: SampleView) -> None:

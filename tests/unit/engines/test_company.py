@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engines.company import EIGHT_BIT_DB, FP32_DB, influence
+from engines.accuracy import Accuracy, OutputAccuracy
+from engines.company import EIGHT_BIT_DB, FP32_DB, eight_bit_least_db, influence
 from engines.tensors import Array
 
 Function = Callable[[NDArray[np.float32]], NDArray[Any]]
@@ -93,6 +94,19 @@ def test_an_influence_of_a_thousandth_is_found_in_fp32_and_taken_for_rounding_in
 
     assert found(weak) is not None
     assert found(weak, least_db=EIGHT_BIT_DB) is None
+
+
+@pytest.mark.parametrize(
+    ("sqnr_db", "least_db"),
+    [((45.0,), 40.0), ((28.0,), 34.0), ((45.0, 28.0), 34.0), ((3.0,), 20.0), ((), 40.0)],
+)
+def test_coarse_engines_may_change_by_a_part_of_their_own_noise(
+    sqnr_db: tuple[float, ...], least_db: float
+) -> None:
+    outputs = [OutputAccuracy(name="y", rows=8, sqnr_db=value, peak=1.0) for value in sqnr_db]
+    outputs.append(OutputAccuracy(name="silent", rows=8, sqnr_db=-200.0, peak=0.0))
+    outputs.append(OutputAccuracy(name="labels", rows=8, equal_share=0.9))
+    assert eight_bit_least_db(Accuracy(outputs=tuple(outputs))) == least_db
 
 
 def test_rounding_of_floats_is_no_influence() -> None:

@@ -9,7 +9,7 @@ from engines.accuracy import Accuracy, OutputAccuracy
 from engines.calibrating import Observed
 from engines.calibration.observer import observe
 from engines.choices import MixedReport, Variant
-from engines.mixing import mix
+from engines.mixing import keeps, mix
 from engines.model import Model, from_proto
 from engines.options import CalibrationMethod, Contract, Effort, Precision
 from engines.plan import Plan
@@ -29,9 +29,9 @@ def plan_of(precision: Precision = Precision.INT8) -> Plan:
     return Plan.of(observed, CalibrationMethod.MAX, precision=precision, runtime=EightBits())
 
 
-def measured(sqnr_db: float | None, wall_s: float = 0.1) -> Measured:
+def measured(sqnr_db: float | None, wall_s: float = 0.1, *, lower_db: float | None = None) -> Measured:
     """On one floating output; None of a model that cannot run."""
-    output = OutputAccuracy(name="scores", rows=9, sqnr_db=sqnr_db, peak=1.0)
+    output = OutputAccuracy(name="scores", rows=9, sqnr_db=sqnr_db, sqnr_lower_db=lower_db, peak=1.0)
     accuracy = None if sqnr_db is None else Accuracy(outputs=(output,))
     return Measured(accuracy=accuracy, batch_ms=1.0, size_bytes=1, wall_s=wall_s)
 
@@ -59,6 +59,22 @@ def run(judge: Judge, plan: Plan | None = None, effort: Effort = Effort.STANDARD
     assert told == sorted(told)
     assert max(told, default=0.0) <= 1
     return found, report
+
+
+@pytest.mark.parametrize(
+    ("slack_db", "least_db"),
+    [(None, 20.5), (0.1, 20.5), (1.0, 21.414), (9.0, 23.0)],
+    ids=["no bound", "sure", "unsure", "few rows"],
+)
+def test_a_model_has_to_exceed_its_contract_by_what_other_rows_may_cost(
+    slack_db: float | None, least_db: float
+) -> None:
+    def kept(sqnr_db: float) -> bool:
+        lower_db = None if slack_db is None else sqnr_db - slack_db
+        return keeps(measured(sqnr_db, lower_db=lower_db), Contract())
+
+    assert kept(least_db + 0.01)
+    assert not kept(least_db - 0.01)
 
 
 @pytest.mark.parametrize("precision", [Precision.INT8, Precision.FP8])

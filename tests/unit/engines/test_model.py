@@ -374,10 +374,10 @@ class TestOperators:
         assert "is withdrawn from ONNX as of opset 18, but the model declares opset 18" in message
         assert "with opset 21 or later" in message
 
-    @pytest.mark.parametrize("opset", [1, 10, NEWEST_OPSET + 1, 1000])
+    @pytest.mark.parametrize("opset", [1, 6, NEWEST_OPSET + 1, 1000])
     def test_opset_out_of_range(self, opset: int) -> None:
         message = refusal(relu_model(opset=opset))
-        assert f"opset {opset}; octet takes 11 to {NEWEST_OPSET}" in message
+        assert f"opset {opset}; octet takes 7 to {NEWEST_OPSET}" in message
 
     def test_no_opset_of_the_standard_operators(self) -> None:
         proto = relu_model(opset_imports=[helper.make_opsetid("com.microsoft", 1)])

@@ -332,7 +332,9 @@ class TestConstants:
         ("ends", "expected"), [({}, [3, 6]), ({"start": 1}, [6]), ({"start": -2, "end": -1}, [3])]
     )
     def test_slices_of_shapes(self, ends: dict[str, int], expected: list[int]) -> None:
-        nodes = [node("Shape", "x", "s", **ends), node("Cast", "s", "f", to=1), node("ReduceSum", "f", "t")]
+        nodes = [node("Shape", "x", "s", **ends), node("Cast", "s", "f", to=1)]
+        # Which is not folded, so that its operand stays to be looked at.
+        nodes.append(node("ReduceLogSum", "f", "t"))
         before = loaded([*nodes, node("Mul", "x t", "y")], rows=3)
         after = prepare(before)
         assert constants(after)["f"].tolist() == expected
@@ -395,6 +397,21 @@ class TestConstants:
         ]
         after = prepare(loaded(nodes))
         assert operators(after).count("Concat") == 26
+
+    @pytest.mark.parametrize("opset", [13, 18])
+    def test_weights_that_are_normalized_in_the_graph_are_constants(self, opset: int) -> None:
+        """`torch.nn.utils.weight_norm`, as PyTorch exports it."""
+        axes = {"axes": [1]} if opset < 18 else {}
+        nodes = [
+            node("ReduceL2", "v" if axes else "v axis", "length", keepdims=1, **axes),
+            node("Div", "v length", "direction"),
+            node("Mul", "direction g", "w"),
+            node("Gemm", "x w", "y", transB=1),
+        ]
+        before = loaded(nodes, {"v": W.T, "g": f32([[1], [2], [3], [4]]), "axis": [1]}, opset=opset)
+        after = prepare(before)
+        assert operators(after) == ["Gemm"]
+        assert_same_answers(before, after)
 
     def test_folding_does_not_grow_the_model(self) -> None:
         nodes = [
