@@ -30,7 +30,7 @@ _REDUCING = frozenset(
 )
 """Weights are normalized by them in the graph: weight normalization, weight standardization."""
 _MOVING = frozenset({"Flatten", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
-_NO_LARGER = _REDUCING | _MOVING | {"Cast", "Clip", "Softmax"}
+_NO_LARGER = _REDUCING | _MOVING | {"BatchNormalization", "Cast", "Clip", "Softmax"}
 _FOLDED = _ELEMENTWISE | _NO_LARGER | GROWING | {"Concat", "Gather"}
 
 _FREE_ELEMENTS = 2**16
@@ -48,10 +48,11 @@ def fold_constants(
     """
     constants = {tensor.name: tensor for tensor in graph.initializer}
     outputs = {value.name for value in graph.output}
+    read = outputs.union(*(node.input for node in graph.node))
     added_bytes = 0
     folded = []
     for place, node in enumerate(graph.node):
-        if outputs.intersection(node.output) or len(node.output) != 1:
+        if outputs.intersection(node.output) or read.intersection(node.output[1:]):
             continue
         value = _shape_value(node, shapes) or _evaluated(node, constants, opset)
         if value is None or added_bytes + value.ByteSize() > budget_bytes:

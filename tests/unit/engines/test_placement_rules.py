@@ -74,6 +74,14 @@ def downsampled(graph: GraphBuilder) -> None:
     relu(graph, graph.node("Add", ["two", "shortcut"], "sum"), "y")
 
 
+def next_stage(graph: GraphBuilder) -> None:
+    """The first block of a ConvNeXt's stage: what its downsampling convolution gives is the residual."""
+    conv(graph, "x", "down")
+    conv(graph, "down", "depthwise", 16, 1, 3, 3, group=16)
+    graph.node("Mul", ["depthwise", graph.weight("scale", 1, 16, 1, 1)], "branch")
+    graph.node("Add", ["branch", "down"], "y")
+
+
 def inverted_residual(graph: GraphBuilder) -> None:
     conv(graph, "x", "expand", 32, 16, 1, 1)
     relu(graph, "expand", "expanded")
@@ -280,6 +288,13 @@ RULES = {
             "two": ["sum_node[0]"],
         },
         weights=["one_node: one.w, 0", "two_node: two.w, 0", "shortcut_node: shortcut.w, 0"],
+    ),
+    "residual Add of what a convolution gives to others too: it cannot fuse, so both inputs stay floating": Golden(
+        build=next_stage,
+        inputs=IMAGE,
+        outputs=("y",),
+        activations={"x": ["down_node[0]"], "down": ["depthwise_node[0]"]},
+        weights=["down_node: down.w, 0", "depthwise_node: depthwise.w, 0"],
     ),
     "ConvTranspose: output channels along axis 1": Golden(
         build=lambda graph: transposed(graph, "y", 1),

@@ -413,6 +413,23 @@ class TestConstants:
         assert operators(after) == ["Gemm"]
         assert_same_answers(before, after)
 
+    def test_weights_that_are_standardized_in_the_graph_are_constants(self) -> None:
+        """A batch norm in training of the weights, of whose outputs only the first is read (timm's ScaledStdConv2d)."""
+        batch_norm = node("BatchNormalization", "v gain zero mean var", "s m2 v2", training_mode=1)
+        nodes = [batch_norm, node("Reshape", "s shape", "w"), node("Gemm", "x w", "y", transB=1)]
+        given = {
+            "v": W.T[None],
+            "gain": f32([1, 2, 3, 4]),
+            "zero": f32([0] * 4),
+            "mean": f32([0] * 4),
+            "var": f32([1] * 4),
+            "shape": [4, 6],
+        }
+        before = loaded(nodes, given)
+        after = prepare(before)
+        assert operators(after) == ["Gemm"]
+        assert_same_answers(before, after)
+
     def test_folding_does_not_grow_the_model(self) -> None:
         nodes = [
             node("Expand", "w size", "k"),
