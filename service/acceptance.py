@@ -8,7 +8,7 @@ from service.catalog import NewBuild
 from service.errors import BadRequestError
 from service.uploads import Upload
 
-QUANTIZER_VERSION = 6
+QUANTIZER_VERSION = 7
 """Raised by hand with every change that makes the same upload quantize differently: equal uploads from before
 and after it are different builds."""
 RUNTIME = "openvino"
