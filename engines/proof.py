@@ -167,7 +167,7 @@ class Proof:
             unbatchable = self.unbatchable or _influence(
                 engine.run, self.batches, answers, least_db, free_rows=self.free_rows
             )
-            unpadded = unbatchable or self._harm(engine, self._least_db(fp32=fp32))
+            unpadded = unbatchable or self._harm(engine, least_db)
         except EngineRunError as error:
             return Verification.failed(precision, error)
         return Verification(
