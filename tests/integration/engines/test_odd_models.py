@@ -169,6 +169,8 @@ def test_a_fixed_batch_is_served_as_a_free_one(tmp_path: Path, rows: int) -> Non
         "uploaded_rows": rows,
         "rewritten": True,
         "stays_fixed": None,
+        "unpadded": None,
+        "mask": None,
     }
     assert [latency.rows for latency in report.latencies] == [1, 32]
     with load_engine(tmp_path / "build", BuildOptions(), threads=1).engine as engine:
