@@ -10,10 +10,11 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar
 
 from engines.errors import EngineError
 from engines.workspace import SAMPLES, UPLOADED_LABELS, UPLOADED_SAMPLES, Workspace
@@ -22,6 +23,10 @@ from service.crashpoints import reached
 from service.errors import CancelledBuildError, SandboxCrashError, ServiceError
 from service.sandbox import Sandbox, Watch
 from service.storage import BlobStore
+
+if TYPE_CHECKING:
+    # Imports OpenTelemetry, which need not be installed.
+    from service.spans import SpanWriter
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +73,8 @@ class Builder:
     # Holds the files of the builds going on; nothing in it outlives the worker.
     folder: Path
     sandbox: Callable[[], Sandbox]
+    # Writes spans of phases, where a collector of traces is named.
+    spans: "SpanWriter | None" = None
 
     def run(self, build_id: str) -> "BuildRun":
         """Begins, or goes on with, a build."""
@@ -84,6 +91,7 @@ class BuildRun:
     def __init__(self, builder: Builder, build_id: str) -> None:
         self._catalog = builder.catalog
         self._store = builder.store
+        self._spans = builder.spans
         self.sandbox = builder.sandbox()
         self._build_id = build_id
         # A name of its own: the child of a worker that has just been killed may still be writing.
@@ -119,12 +127,14 @@ class BuildRun:
 
         def work() -> Outcome:
             started = time.monotonic()
-            summary = self._attempt(phase["name"], files, share)
-            written = self._stored(phase["outputs"])
+            with self._span(phase["name"]):
+                summary = self._attempt(phase["name"], files, share)
+                written = self._stored(phase["outputs"])
+            seconds = time.monotonic() - started
+            concerned = {"build": self._build_id, "phase": phase["name"]}
+            logger.info("build %s: %s took %.1f s", self._build_id, phase["name"], seconds, extra=concerned)
             reached("phase.before_note", phase["name"])
-            self._catalog.finish_phase(
-                self._build_id, phase["name"], seconds=time.monotonic() - started, files=written
-            )
+            self._catalog.finish_phase(self._build_id, phase["name"], seconds=seconds, files=written)
             reached("phase.after_note", phase["name"])
             return Outcome(files=written, summary=summary)
 
@@ -144,6 +154,9 @@ class BuildRun:
             return self._catalog.publish(self._build_id, files=kept, summary=summary).number
 
         return self._guarded(work)
+
+    def _span(self, phase: str) -> AbstractContextManager[None]:
+        return nullcontext() if self._spans is None else self._spans.phase(self._build_id, phase)
 
     def _guarded(self, work: Callable[[], _Result]) -> _Result | None:
         """Turns the errors of a step into the end of the build."""

@@ -1,15 +1,18 @@
 """Spans of OpenTelemetry; needs the extra `tracing`, so only `service.tracing` imports this.
 
 A request is one span, from its head to its answer, with `queue` and `compute` below it. Requests share batches: of the
-spans `compute` of one batch, the first written links to all requests in it, and the others link to that one.
+spans `compute` of one batch, the first written links to all requests in it, and the others link to that one. Phases of
+builds are spans of the worker, in a trace that has the build's id.
+
 Attributes of HTTP have the names of https://opentelemetry.io/docs/specs/semconv/http/http-spans/, our own begin with
 `octet.`.
 """
 
+import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
@@ -18,7 +21,16 @@ from opentelemetry.propagators.textmap import Getter
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, Tracer
+from opentelemetry.trace import (
+    Link,
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    Tracer,
+)
 from starlette.types import Scope
 
 from service import request_ids
@@ -63,6 +75,18 @@ class SpanWriter:
     def begin(self, scope: Scope, started_s: float) -> "RequestSpan":
         """The span of a request, in the trace that its client began, if it did."""
         return RequestSpan(self._tracer, scope, started_s)
+
+    @contextlib.contextmanager
+    def phase(self, build_id: str, phase: str) -> Iterator[None]:
+        """The span of a phase of a build, in the trace that has the build's id, whoever works on it."""
+        trace_id = int(build_id, 16)
+        build = SpanContext(
+            trace_id, trace_id >> 64, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED)
+        )
+        below = trace.set_span_in_context(NonRecordingSpan(build), Context())
+        concerned = {"octet.build": build_id, "octet.phase": phase}
+        with self._tracer.start_as_current_span(f"build {phase}", below, attributes=concerned):
+            yield
 
     def close(self) -> None:
         """Sends what is left, but does not wait long for a collector that is not there."""

@@ -17,6 +17,7 @@ from service.sandbox import Limits, Sandbox
 from service.settings import Settings
 from service.storage import BlobStore
 from service.stores import open_store
+from service.tracing import start_tracing
 from service.workflow import BuildQueue
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,11 @@ def run(settings: Settings) -> None:
     catalog = Catalog(settings.catalog_url)
     store = open_store(settings)
     builder = Builder(
-        catalog=catalog, store=store, folder=settings.home / "work", sandbox=lambda: build_sandbox(settings)
+        catalog=catalog,
+        store=store,
+        folder=settings.home / "work",
+        sandbox=lambda: build_sandbox(settings),
+        spans=start_tracing("worker"),
     )
     builder.clear()
     queue = BuildQueue(settings.queue_url, builder=builder, catalog=catalog)

@@ -2,10 +2,14 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from engines.options import BuildOptions
 from engines.workspace import PREPARED, QUANTIZED, REPORT, UPLOADED_MODEL
@@ -13,6 +17,7 @@ from service.builds import Builder, BuildRun
 from service.catalog import BuildState, Catalog, NewBuild, Version
 from service.folder_store import FolderStore
 from service.sandbox import Limits, Sandbox
+from service.spans import SpanWriter
 from service.storage import address
 
 
@@ -123,6 +128,27 @@ def test_repeating_a_phase_and_publishing_changes_nothing(builder: Builder) -> N
         assert run.publish(plan, first["files"], {}) == 1
         assert run.publish(plan, first["files"], {}) == 1
     assert len(published(builder)) == 1
+
+
+def test_phases_are_spans_in_the_trace_that_has_the_build_s_id(builder: Builder) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    traced = replace(builder, spans=SpanWriter(provider))
+    good, bad = accept(traced, "good"), accept(traced, "invalid in calibrate")
+    for build_id in (good, bad):
+        with traced.run(build_id) as run:
+            carry_out(run)
+    spans: dict[str, list[ReadableSpan]] = {good: [], bad: []}
+    for span in exporter.get_finished_spans():
+        assert span.context is not None
+        spans[f"{span.context.trace_id:032x}"].append(span)
+    assert [span.name for span in spans[good]] == [
+        f"build {phase}" for phase in traced.catalog.build(good).timings
+    ]
+    assert dict(spans[good][0].attributes or {})["octet.build"] == good
+    assert all(span.status.is_ok for span in spans[good])
+    assert [span.status.is_ok for span in spans[bad]] == [True, False]
 
 
 def test_an_invalid_upload_fails_with_its_sentence_and_code(builder: Builder) -> None:
