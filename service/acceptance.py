@@ -30,8 +30,8 @@ def check_name(name: str) -> None:
         )
 
 
-def new_build(model: str, upload: Upload) -> NewBuild:
-    """The build that an upload asks for."""
+def new_build(model: str, upload: Upload, *, hardware: str | None = None) -> NewBuild:
+    """The build that an upload asks for, for this kind of hardware or for any."""
     identity = {
         "model": model,
         "files": sorted(upload.files.items()),
@@ -40,4 +40,6 @@ def new_build(model: str, upload: Upload) -> NewBuild:
         "runtime": RUNTIME,
     }
     fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    return NewBuild(model=model, fingerprint=fingerprint, options=upload.options, files=upload.files)
+    return NewBuild(
+        model=model, fingerprint=fingerprint, options=upload.options, files=upload.files, hardware=hardware
+    )

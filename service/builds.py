@@ -3,6 +3,8 @@
 Every step may be repeated: a worker that was killed in the middle of one runs it again from the files of the
 steps before. What a step learned is its return value, which the durable queue records (`service.workflow`).
 A failure that would come again is such a result, not an error: the build has ended, and the step says None.
+A database or a store that is away is waited for. A run that finds its build claimed by another worker ends its
+process: it must record nothing any more.
 """
 
 import logging
@@ -14,13 +16,15 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypedDict, TypeVar
 
 from engines.errors import EngineError
 from engines.workspace import SAMPLES, UPLOADED_LABELS, UPLOADED_SAMPLES, Workspace
+from service.build_record import BuildRecord
 from service.catalog import Build, Catalog
 from service.crashpoints import reached
-from service.errors import CancelledBuildError, SandboxCrashError, ServiceError
+from service.errors import CancelledBuildError, ClaimLostError, SandboxCrashError, ServiceError
+from service.patience import patiently
 from service.sandbox import Sandbox, Watch
 from service.storage import BlobStore
 
@@ -73,12 +77,14 @@ class Builder:
     # Holds the files of the builds going on; nothing in it outlives the worker.
     folder: Path
     sandbox: Callable[[], Sandbox]
+    # Ends this process, whose build another worker has claimed.
+    give_way: Callable[[], NoReturn]
     # Writes spans of phases, where a collector of traces is named.
     spans: "SpanWriter | None" = None
 
-    def run(self, build_id: str) -> "BuildRun":
-        """Begins, or goes on with, a build."""
-        return BuildRun(self, build_id)
+    def run(self, build_id: str, claim: int | None = None) -> "BuildRun":
+        """Begins, or goes on with, a build that was claimed with this number."""
+        return BuildRun(self, build_id, claim)
 
     def clear(self) -> None:
         """Removes what an earlier worker left."""
@@ -88,8 +94,9 @@ class Builder:
 class BuildRun:
     """The steps of one build, in the order `plan`, `phase` ..., `publish`."""
 
-    def __init__(self, builder: Builder, build_id: str) -> None:
-        self._catalog = builder.catalog
+    def __init__(self, builder: Builder, build_id: str, claim: int | None) -> None:
+        self._record = BuildRecord(builder.catalog, build_id, claim)
+        self._give_way = builder.give_way
         self._store = builder.store
         self._spans = builder.spans
         self.sandbox = builder.sandbox()
@@ -109,7 +116,7 @@ class BuildRun:
 
     def plan(self) -> list[PhasePlan] | None:
         """The phases that this build will go through."""
-        if self._catalog.build(self._build_id).state.ended:
+        if self._record.read().state.ended:
             return None
 
         def ask() -> list[PhasePlan]:
@@ -122,10 +129,10 @@ class BuildRun:
         """Runs phase `number` of the plan; `files` is what the phases before it wrote."""
         phase = plan[number]
         share = _share(plan, number)
-        if not self._catalog.begin_phase(self._build_id, phase["name"], share.before):
-            return None
 
-        def work() -> Outcome:
+        def work() -> Outcome | None:
+            if not self._record.begin(phase["name"], share.before):
+                return None
             started = time.monotonic()
             with self._span(phase["name"]):
                 summary = self._attempt(phase["name"], files, share)
@@ -134,7 +141,7 @@ class BuildRun:
             concerned = {"build": self._build_id, "phase": phase["name"]}
             logger.info("build %s: %s took %.1f s", self._build_id, phase["name"], seconds, extra=concerned)
             reached("phase.before_note", phase["name"])
-            self._catalog.finish_phase(self._build_id, phase["name"], seconds=seconds, files=written)
+            self._record.finish(phase["name"], seconds=seconds, files=written)
             reached("phase.after_note", phase["name"])
             return Outcome(files=written, summary=summary)
 
@@ -143,15 +150,15 @@ class BuildRun:
     def publish(self, plan: list[PhasePlan], files: Mapping[str, str], summary: dict[str, Any]) -> int | None:
         """Makes the result a version and returns its number; a second time, the same number."""
         share = _share(plan, len(plan))
-        self._catalog.begin_phase(self._build_id, "publish", share.before)
 
         def work() -> int:
+            self._record.begin("publish", share.before)
             kept = {
                 name: digest
-                for name, digest in {**_uploaded(self._catalog.build(self._build_id)), **files}.items()
+                for name, digest in {**_uploaded(self._record.read()), **files}.items()
                 if not name.startswith(_NOT_PUBLISHED)
             }
-            return self._catalog.publish(self._build_id, files=kept, summary=summary).number
+            return self._record.publish(files=kept, summary=summary)
 
         return self._guarded(work)
 
@@ -161,12 +168,21 @@ class BuildRun:
     def _guarded(self, work: Callable[[], _Result]) -> _Result | None:
         """Turns the errors of a step into the end of the build."""
         try:
+            return self._ended_by_errors(work)
+        except ClaimLostError as error:
+            logger.warning("%s This worker gives way.", error, extra={"build": self._build_id})
+            self._give_way()
+
+    def _ended_by_errors(self, work: Callable[[], _Result]) -> _Result | None:
+        try:
             return work()
+        except ClaimLostError:
+            raise
         except CancelledBuildError:
             logger.info("build %s was cancelled", self._build_id, extra={"build": self._build_id})
         except (EngineError, ServiceError) as error:
             logger.info("build %s failed: %s", self._build_id, error, extra={"build": self._build_id})
-            self._catalog.fail(self._build_id, error=str(error), code=error.code)
+            self._record.fail(error=str(error), code=error.code)
         return None
 
     def _attempt(self, phase: str, files: Mapping[str, str], share: _Share) -> dict[str, Any]:
@@ -185,9 +201,9 @@ class BuildRun:
             return self._run(phase, files, share)
 
     def _run(self, phase: str, files: Mapping[str, str], share: _Share) -> dict[str, Any]:
-        build = self._catalog.build(self._build_id)
+        build = self._record.read()
         if not self._filled:
-            self._store.materialise({**_uploaded(build), **files}, self._workspace.root)
+            patiently(lambda: self._store.materialise({**_uploaded(build), **files}, self._workspace.root))
             self._filled = True
         arguments = {
             "phase": phase,
@@ -198,7 +214,7 @@ class BuildRun:
             "phase",
             arguments,
             what=f"the phase {phase}",
-            watch=_Reporter(self._catalog, build.id, share).watch,
+            watch=_Reporter(self._record, share).watch,
         )
         return summary
 
@@ -210,15 +226,17 @@ class BuildRun:
             for name in self._workspace.list(output)
             if name == output or output.endswith("/")
         ]
-        return {name: self._store.put(self._workspace.path(name)) for name in names}
+        return {name: self._put(name) for name in names}
+
+    def _put(self, name: str) -> str:
+        return patiently(lambda: self._store.put(self._workspace.path(name)))
 
 
 class _Reporter:
     """Brings progress to the catalog, now and then, and word back whether the build still goes on."""
 
-    def __init__(self, catalog: Catalog, build_id: str, share: _Share) -> None:
-        self._catalog = catalog
-        self._build_id = build_id
+    def __init__(self, record: BuildRecord, share: _Share) -> None:
+        self._record = record
         self._share = share
         self._done = 0.0
         self._next_at = time.monotonic()
@@ -237,7 +255,7 @@ class _Reporter:
         if now >= self._next_at:
             self._next_at = now + _REPORT_S
             progress = self._share.before + self._done * self._share.size
-            self._goes_on = self._catalog.note_progress(self._build_id, progress)
+            self._goes_on = self._record.goes_on(progress)
         return not self._goes_on
 
 

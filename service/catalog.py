@@ -12,19 +12,43 @@ from sqlalchemy.orm import Session
 from service import rows
 from service.crashpoints import reached
 from service.errors import CancelledBuildError, ConflictError
+from service.migration import check
 from service.records import UNFINISHED, Build, BuildState, NewBuild, Version
-from service.schema import WRITES, BuildRow, ModelRow, RevisionRow, VersionRow, create_engine, create_tables
+from service.schema import (
+    WRITES,
+    BuildRow,
+    ModelRow,
+    RevisionRow,
+    VersionRow,
+    create_engine,
+    take_turn,
+    translated,
+)
 
 __all__ = ["Build", "BuildState", "Catalog", "NewBuild", "Version"]
 
 
 class Catalog:
-    """The catalog at `url`. Any number of processes and threads may use it at the same time."""
+    """The catalog at `url`. Any number of processes and threads may use it at the same time.
+
+    Every method raises CatalogUnavailableError where the database does not answer. Those that a worker calls for a
+    build take the number of its `claim` (`service.leases`), and raise ClaimLostError where another has claimed it.
+    """
 
     def __init__(self, url: str) -> None:
+        """Opens it.
+
+        Raises:
+            StartError: its tables are older than this code.
+        """
         self._engine = create_engine(url)
         self._writing = self._engine.execution_options(**WRITES)
-        create_tables(self._engine)
+        try:
+            with translated():
+                check(self._engine)
+        except BaseException:
+            self._engine.dispose()
+            raise
 
     def close(self) -> None:
         """Closes the connections. Idempotent."""
@@ -36,7 +60,7 @@ class Catalog:
         Returns:
             The build, and whether it is a new one.
         """
-        with self._write() as session:
+        with self.turn() as session:
             earlier = None if force else rows.reusable(session, new.fingerprint)
             if earlier is not None:
                 return rows.to_build(earlier), False
@@ -45,6 +69,7 @@ class Catalog:
                 model=new.model,
                 fingerprint=new.fingerprint,
                 options=new.options.model_dump(mode="json"),
+                hardware=new.hardware,
                 state=BuildState.QUEUED,
                 phase=None,
                 progress=0.0,
@@ -65,7 +90,7 @@ class Catalog:
         Raises:
             NotFoundError: no such build.
         """
-        with self._read() as session:
+        with self.look() as session:
             return rows.to_build(rows.find_build(session, build_id))
 
     def builds(self, *, limit: int = 100, states: Sequence[BuildState] = tuple(BuildState)) -> list[Build]:
@@ -76,39 +101,49 @@ class Catalog:
             .order_by(BuildRow.created_at.desc())
             .limit(limit)
         )
-        with self._read() as session:
+        with self.look() as session:
             return [rows.to_build(row) for row in session.scalars(query)]
 
     def counts(self) -> dict[BuildState, int]:
         """How many builds are in each state."""
         query = sa.select(BuildRow.state, sa.func.count()).group_by(BuildRow.state)
-        with self._read() as session:
+        with self.look() as session:
             return {BuildState(state): count for state, count in session.execute(query)}
 
     def timings(self) -> list[dict[str, float]]:
         """Seconds that each finished phase took, of every build that has ended."""
         query = sa.select(BuildRow.timings).where(BuildRow.state.not_in(UNFINISHED))
-        with self._read() as session:
+        with self.look() as session:
             return list(session.scalars(query))
 
-    def begin_phase(self, build_id: str, phase: str, progress: float) -> bool:
+    def begin_phase(self, build_id: str, phase: str, progress: float, *, claim: int | None = None) -> bool:
         """Notes that `phase` begins. False where the build has ended: nothing more may be done for it."""
         return self._advance(
             build_id,
+            claim,
             state=BuildState.RUNNING,
             phase=phase,
             progress=progress,
             started_at=sa.func.coalesce(BuildRow.started_at, time.time()),
         )
 
-    def note_progress(self, build_id: str, progress: float) -> bool:
+    def note_progress(self, build_id: str, progress: float, *, claim: int | None = None) -> bool:
         """Notes the progress of the whole build, 0 to 1. False where the build has ended."""
-        return self._advance(build_id, progress=progress)
+        return self._advance(build_id, claim, progress=progress)
 
-    def finish_phase(self, build_id: str, phase: str, *, seconds: float, files: Mapping[str, str]) -> bool:
+    def finish_phase(
+        self,
+        build_id: str,
+        phase: str,
+        *,
+        seconds: float,
+        files: Mapping[str, str],
+        claim: int | None = None,
+    ) -> bool:
         """Notes what a phase took and wrote; twice is once. False where the build has ended."""
-        with self._write() as session:
-            row = rows.find_build(session, build_id)
+        with self.turn() as session:
+            row = rows.find_build(session, build_id, change=True)
+            rows.check_claim(row, claim)
             if BuildState(row.state).ended:
                 return False
             # New dictionaries: SQLAlchemy does not see changes inside of the old ones.
@@ -116,9 +151,9 @@ class Catalog:
             row.files = row.files | dict(files)
         return True
 
-    def fail(self, build_id: str, *, error: str, code: str) -> bool:
+    def fail(self, build_id: str, *, error: str, code: str, claim: int | None = None) -> bool:
         """Ends a build with an error. False where it has ended already."""
-        return self._end(build_id, BuildState.FAILED, error=error, code=code)
+        return self._end(build_id, BuildState.FAILED, error=error, code=code, claim=claim)
 
     def cancel(self, build_id: str) -> Build:
         """Calls a build off; whoever works on it finds out by asking. Cancelling twice is cancelling once.
@@ -142,15 +177,18 @@ class Catalog:
             )
         return build
 
-    def publish(self, build_id: str, *, files: Mapping[str, str], summary: dict[str, Any]) -> Version:
+    def publish(
+        self, build_id: str, *, files: Mapping[str, str], summary: dict[str, Any], claim: int | None = None
+    ) -> Version:
         """Makes the build's result a version, in one transaction. Repeating it returns the same version.
 
         Raises:
             NotFoundError: no such build.
             CancelledBuildError: the build was cancelled, or has failed, in the meantime.
         """
-        with self._write() as session:
-            build = rows.find_build(session, build_id)
+        with self.turn() as session:
+            build = rows.find_build(session, build_id, change=True)
+            rows.check_claim(build, claim)
             if build.state == BuildState.SUCCEEDED:
                 return rows.published_by(session, build)
             if build.state not in UNFINISHED:
@@ -165,7 +203,7 @@ class Catalog:
         query = sa.select(VersionRow, ModelRow.default_version).join(ModelRow)
         if model is not None:
             query = query.where(VersionRow.model == model)
-        with self._read() as session:
+        with self.look() as session:
             found = session.execute(query.order_by(VersionRow.model, VersionRow.number))
             return [rows.to_version(row, default) for row, default in found]
 
@@ -175,19 +213,19 @@ class Catalog:
         Raises:
             NotFoundError: no such version; the message names those that there are.
         """
-        with self._read() as session:
+        with self.look() as session:
             row, parent = rows.find_version(session, model, number)
             return rows.to_version(row, parent.default_version)
 
     def summary(self, model: str, number: int) -> dict[str, Any] | None:
         """What a version's report says in short, or None where there is no such version."""
-        with self._read() as session:
+        with self.look() as session:
             row = session.get(VersionRow, (model, number))
             return None if row is None else dict(row.summary)
 
     def revision(self) -> int:
         """A number that changes whenever a published version or a default does; cheap to ask for."""
-        with self._read() as session:
+        with self.look() as session:
             return session.scalars(sa.select(RevisionRow.value)).one()
 
     def set_default(self, model: str, number: int) -> Version:
@@ -196,7 +234,7 @@ class Catalog:
         Raises:
             NotFoundError: no such version.
         """
-        with self._write() as session:
+        with self.turn() as session:
             row, parent = rows.find_version(session, model, number)
             if parent.default_version != number:
                 parent.default_version = number
@@ -210,7 +248,7 @@ class Catalog:
             NotFoundError: no such version.
             ConflictError: it is the default and others exist, of which the caller must promote one first.
         """
-        with self._write() as session:
+        with self.turn() as session:
             row, parent = rows.find_version(session, model, number)
             others = [other for other in rows.version_numbers(session, model) if other != number]
             if parent.default_version == number and others:
@@ -229,10 +267,10 @@ class Catalog:
         Raises:
             NotFoundError: no such model.
         """
-        with self._write() as session:
+        with self.turn() as session:
             parent = rows.find_model(session, model)
             unfinished = sa.select(BuildRow).where(BuildRow.model == model, BuildRow.state.in_(UNFINISHED))
-            for build in session.scalars(unfinished):
+            for build in session.scalars(unfinished.with_for_update()):
                 rows.end(build, BuildState.CANCELLED)
                 build.error, build.code = "the build's model was deleted.", CancelledBuildError.code
             session.execute(sa.delete(VersionRow).where(VersionRow.model == model))
@@ -242,28 +280,42 @@ class Catalog:
     def digests(self) -> set[str]:
         """Every blob that a version or an unfinished build needs."""
         unfinished = sa.select(BuildRow.files).where(BuildRow.state.in_(UNFINISHED))
-        with self._read() as session:
+        with self.look() as session:
             needed = [*session.scalars(sa.select(VersionRow.files)), *session.scalars(unfinished)]
         return {digest for files in needed for digest in files.values()}
 
     @contextlib.contextmanager
-    def _read(self) -> Iterator[Session]:
-        with Session(self._engine) as session:
+    def look(self) -> Iterator[Session]:
+        """A session to read in."""
+        with translated(), Session(self._engine) as session:
             yield session
 
     @contextlib.contextmanager
-    def _write(self) -> Iterator[Session]:
-        with Session(self._writing, expire_on_commit=False) as session, session.begin():
+    def change(self) -> Iterator[Session]:
+        """A transaction to write in, beside others."""
+        with translated(), Session(self._writing, expire_on_commit=False) as session, session.begin():
             yield session
 
-    def _advance(self, build_id: str, **values: Any) -> bool:
-        change = (
-            sa.update(BuildRow)
-            .where(BuildRow.id == build_id, BuildRow.state.in_(UNFINISHED))
-            .values(**values)
-        )
-        with self._writing.begin() as connection:
-            return connection.execute(change).rowcount == 1
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[Session]:
+        """A transaction to write in, after all others that take turns."""
+        with self.change() as session:
+            take_turn(session.connection())
+            yield session
 
-    def _end(self, build_id: str, state: BuildState, *, error: str, code: str) -> bool:
-        return self._advance(build_id, state=state, error=error, code=code, finished_at=time.time())
+    def _advance(self, build_id: str, claim: int | None = None, **values: Any) -> bool:
+        same = BuildRow.id == build_id
+        if claim is not None:
+            same &= BuildRow.claim == claim
+        change = sa.update(BuildRow).where(same, BuildRow.state.in_(UNFINISHED)).values(**values)
+        with translated(), self._writing.begin() as connection:
+            if connection.execute(change).rowcount == 1:
+                return True
+        with self.look() as session:
+            rows.check_claim(rows.find_build(session, build_id), claim)
+        return False
+
+    def _end(
+        self, build_id: str, state: BuildState, *, error: str, code: str, claim: int | None = None
+    ) -> bool:
+        return self._advance(build_id, claim, state=state, error=error, code=code, finished_at=time.time())

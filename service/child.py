@@ -21,6 +21,7 @@ from typing import IO, Any
 from engines.errors import EngineError
 from engines.options import BuildOptions
 from engines.workspace import Workspace
+from service.hardware import local_hardware
 from service.lifeline import end_with_parent
 
 Progress = Callable[[float], None]
@@ -66,7 +67,17 @@ def load_check(arguments: Mapping[str, Any], progress: Progress) -> dict[str, An
         return {"precision": loaded.precision, "refusal": loaded.refusal, "batchable": loaded.batchable}
 
 
-FUNCTIONS: Mapping[str, Function] = {"load_check": load_check, "phase": phase, "plan": plan}
+def hardware(_arguments: Mapping[str, Any], _progress: Progress) -> str:
+    """The kind of hardware of this machine."""
+    return local_hardware()
+
+
+FUNCTIONS: Mapping[str, Function] = {
+    "hardware": hardware,
+    "load_check": load_check,
+    "phase": phase,
+    "plan": plan,
+}
 """All that a child can be asked to do."""
 
 

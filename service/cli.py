@@ -1,6 +1,8 @@
 """The command `octet`."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Annotated
@@ -8,10 +10,10 @@ from typing import Annotated
 import typer
 
 from engines.options import CalibrationMethod, Effort, Metric, OnMiss, Precision
-from service.errors import StartError
+from service import supervisor
+from service.errors import ServiceError
 from service.logs import configure_logging
 from service.settings import Settings
-from service.supervisor import serve as supervise
 
 app = typer.Typer(
     add_completion=False,
@@ -26,6 +28,12 @@ def octet() -> None:
     """8-bit engines from ONNX, proven and served."""
 
 
+_Home = Annotated[
+    Path | None,
+    typer.Option(help="Folder for everything that is kept; ~/.octet unless OCTET_HOME says else."),
+]
+
+
 @app.command()
 def serve(
     host: Annotated[
@@ -34,31 +42,65 @@ def serve(
     port: Annotated[
         int | None, typer.Option(help="Port to listen on; 8000 unless OCTET_PORT says else.")
     ] = None,
-    home: Annotated[
-        Path | None,
-        typer.Option(help="Folder for everything that is kept; ~/.octet unless OCTET_HOME says else."),
-    ] = None,
+    home: _Home = None,
     no_auth: Annotated[
         bool,
         typer.Option("--no-auth", help="Let whoever reaches the port do everything; needed beyond loopback."),
     ] = False,
+    worker: Annotated[
+        bool | None,
+        typer.Option(
+            help="Build models here too; unless OCTET_WORKER says else, so without a shared database alone."
+        ),
+    ] = None,
 ) -> None:
-    """Serves models and builds them, until Ctrl-C."""
+    """Serves models and builds them, until Ctrl-C.
+
+    With a shared database (OCTET_DATABASE_URL) it serves alone, and `octet worker` builds.
+    """
     # The environment is how the processes that this starts are told, too.
-    for name, value in (
-        ("HOST", host),
-        ("PORT", port),
-        ("HOME", home),
-        ("NO_AUTH", "1" if no_auth else None),
-    ):
+    _tell(host=host, port=port, home=home, no_auth=True if no_auth else None, worker=worker)
+    with _start_errors():
+        supervisor.serve(_supervisor_settings(), say=typer.echo)
+
+
+@app.command("worker")
+def work(home: _Home = None) -> None:
+    """Builds models for the servers on the same database and store, until Ctrl-C."""
+    _tell(home=home)
+    with _start_errors():
+        supervisor.work(_supervisor_settings(), say=typer.echo)
+
+
+@app.command()
+def migrate(home: _Home = None) -> None:
+    """Brings a database up to this release: once before the servers and workers of it start."""
+    from service.commands import migrate as command  # noqa: PLC0415 # SQLAlchemy, which `serve` does without
+
+    _tell(home=home)
+    with _start_errors():
+        command.run(Settings.load(), say=typer.echo)
+
+
+def _tell(**given: object) -> None:
+    """Puts what was said on the command line into the environment, from where all processes have it."""
+    for name, value in given.items():
         if value is not None:
-            os.environ[f"OCTET_{name}"] = str(value)
+            os.environ[f"OCTET_{name.upper()}"] = str(value)
+
+
+def _supervisor_settings() -> Settings:
     configure_logging("supervisor")
+    settings = Settings.load()
+    os.environ["OCTET_HOME"] = str(settings.home)
+    return settings
+
+
+@contextlib.contextmanager
+def _start_errors() -> Iterator[None]:
     try:
-        settings = Settings.load()
-        os.environ["OCTET_HOME"] = str(settings.home)
-        supervise(settings, say=typer.echo)
-    except StartError as error:
+        yield
+    except ServiceError as error:
         typer.echo(f"octet: {error}", err=True)
         raise typer.Exit(1) from error
 

@@ -107,6 +107,12 @@ class CancelledBuildError(ServiceError):
     code = "build.cancelled"
 
 
+class ClaimLostError(ServiceError):
+    """Another worker carries the build out: this one was taken for dead, and must write no more."""
+
+    code = "build.claim_lost"
+
+
 class StorageFullError(ServiceError):
     """The disk, or the store, has no room left."""
 
@@ -118,6 +124,12 @@ class UnavailableError(ServiceError):
 
     code = "service.unavailable"
     retry_after_s = 5
+
+
+class CatalogUnavailableError(UnavailableError):
+    """The database does not answer."""
+
+    code = "catalog.unavailable"
 
 
 class StoreUnavailableError(UnavailableError):
@@ -148,8 +160,10 @@ STATUS: dict[type[Exception], int] = {
     SandboxError: 500,
     SandboxCrashError: 500,
     CancelledBuildError: 409,
+    ClaimLostError: 409,
     StorageFullError: 507,
     UnavailableError: 503,
+    CatalogUnavailableError: 503,
     StoreUnavailableError: 503,
     StartError: 500,
     engine_errors.InvalidModelError: 422,

@@ -84,3 +84,5 @@ class NewBuild:
     fingerprint: str
     options: BuildOptions
     files: Mapping[str, str]
+    # The kind of hardware to build it on: that of the server which took it. Any kind where None.
+    hardware: str | None = None

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from engines.options import BuildOptions
-from service.errors import CancelledBuildError, NotFoundError
+from service.errors import CancelledBuildError, ClaimLostError, NotFoundError
 from service.records import UNFINISHED, Build, BuildState, Version
 from service.schema import BuildRow, ModelRow, RevisionRow, VersionRow
 
@@ -54,11 +54,19 @@ def reusable(session: Session, fingerprint: str) -> BuildRow | None:
     return session.scalars(query).first()
 
 
-def find_build(session: Session, build_id: str) -> BuildRow:
-    row = session.get(BuildRow, build_id)
+def find_build(session: Session, build_id: str, *, change: bool = False) -> BuildRow:
+    row = session.get(BuildRow, build_id, with_for_update=change)
     if row is None:
         raise NotFoundError(f"there is no build {build_id!r}; GET /v1/builds lists them.")
     return row
+
+
+def check_claim(row: BuildRow, claim: int | None) -> None:
+    """Refuses to go on for a worker whose build another one has claimed meanwhile."""
+    if claim is not None and row.claim != claim:
+        raise ClaimLostError(
+            f"build {row.id} was claimed with number {claim} and is with worker {row.worker} under {row.claim} now."
+        )
 
 
 def find_model(session: Session, name: str) -> ModelRow:

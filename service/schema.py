@@ -1,13 +1,18 @@
 """Tables of the catalog, and the database engine that keeps them durable."""
 
+import contextlib
 import sqlite3
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import JSON, ForeignKey
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from service.errors import CatalogUnavailableError, StorageFullError
 
 WRITES = {"octet_writes": True}
 """Execution option of a connection whose transaction writes: SQLite then takes its write lock at the start,
@@ -15,6 +20,12 @@ and what was read inside the transaction still holds when it commits."""
 
 BUSY_TIMEOUT_MS = 30_000
 _RETRY_S = 0.01
+_TURN = 0x6F63746574
+"""Name of the lock that writers take in turn: "octet"."""
+_FULL = ("database or disk is full", "No space left on device", "could not extend file")
+_CONNECT_S = 5
+_SILENT_MS = 15_000
+"""A connection whose packets nobody has acknowledged for so long is dead: the machine behind it is gone."""
 
 
 class Base(DeclarativeBase):
@@ -59,6 +70,14 @@ class BuildRow(Base):
     created_at: Mapped[float] = mapped_column(index=True)
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
+    # The kind of hardware whose workers are to build it; any kind where null.
+    hardware: Mapped[str | None]
+    # The queue's name of the run that carries it out; null while the queue does not know of it.
+    run: Mapped[str | None]
+    # Who carries it out now.
+    worker: Mapped[str | None]
+    # Raised whenever somebody begins, or takes over: what was claimed with a smaller number may write no more.
+    claim: Mapped[int] = mapped_column(default=0, server_default="0")
 
 
 class VersionRow(Base):
@@ -75,6 +94,36 @@ class VersionRow(Base):
     created_at: Mapped[float]
 
 
+class WorkerRow(Base):
+    """A worker that is there, or was until its beats stopped."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    hardware: Mapped[str]
+    # Both on the database's clock.
+    started_at: Mapped[float]
+    beat_at: Mapped[float]
+
+
+class EngineRow(Base):
+    """A version compiled for one kind of hardware, or about to be."""
+
+    __tablename__ = "engines"
+
+    model: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    hardware: Mapped[str] = mapped_column(primary_key=True)
+    state: Mapped[str]
+    # Why it is refused.
+    reason: Mapped[str | None]
+    # Name in the engine cache -> digest.
+    files: Mapped[dict[str, str]]
+    # Who compiles it, and when that one was last heard of, on the database's clock.
+    holder: Mapped[str | None]
+    changed_at: Mapped[float]
+
+
 class RevisionRow(Base):
     """One row that counts the changes to published versions and defaults."""
 
@@ -88,7 +137,15 @@ def create_engine(url: str) -> sa.Engine:
     """An engine whose commits survive a power cut: SQLite in WAL mode with full synchronisation."""
     parsed = sa.make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return sa.create_engine(parsed, pool_pre_ping=True)
+        return sa.create_engine(
+            parsed.set(drivername="postgresql+psycopg"),
+            pool_pre_ping=True,
+            connect_args={
+                "connect_timeout": _CONNECT_S,
+                "tcp_user_timeout": _SILENT_MS,
+                "application_name": "octet",
+            },
+        )
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = sa.create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
@@ -97,12 +154,31 @@ def create_engine(url: str) -> sa.Engine:
     return engine
 
 
-def create_tables(engine: sa.Engine) -> None:
-    """Creates what is missing, in one transaction, so that processes may start at the same time."""
-    with engine.execution_options(**WRITES).begin() as connection:
-        Base.metadata.create_all(connection)
-        if connection.scalar(sa.select(RevisionRow.value)) is None:
-            connection.execute(sa.insert(RevisionRow).values(id=1, value=0))
+def take_turn(connection: sa.Connection) -> None:
+    """Waits until no other transaction that took its turn goes on; ends with the transaction.
+
+    SQLite has one writer at a time anyway (`WRITES`). With PostgreSQL, what is rare and touches several rows is
+    as simple that way; what is frequent changes one row and does not wait.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_TURN)))
+
+
+class clock(sa.sql.functions.FunctionElement[float]):  # noqa: N801 # reads as the SQL function that it is
+    """The database's own time, in seconds since the epoch: machines may disagree about theirs."""
+
+    type = sa.Double()
+    inherit_cache = True
+
+
+@compiles(clock, "sqlite")
+def _sqlite_clock(_element: clock, _compiler: object, **_: object) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(clock, "postgresql")
+def _postgresql_clock(_element: clock, _compiler: object, **_: object) -> str:
+    return "extract(epoch from clock_timestamp())::double precision"
 
 
 def _configure(connection: sqlite3.Connection, _record: object) -> None:
@@ -135,3 +211,17 @@ def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
 def _begin(connection: sa.Connection) -> None:
     writes = connection.get_execution_options().get("octet_writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """Turns what a database raises that is away, or full, into our errors."""
+    try:
+        yield
+    except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
+        said = " ".join(str(getattr(error, "orig", error)).split())[:200].rstrip(".")
+        if any(word in said for word in _FULL):
+            raise StorageFullError(
+                f"the database has no room left ({said}); free some space and send the request again."
+            ) from error
+        raise CatalogUnavailableError(f"the database does not answer ({said}); try again later.") from error

@@ -25,9 +25,15 @@ class Settings(BaseSettings):
 
     # Folder of everything that octet keeps: catalog, blobs, engines. A local disk; one service at a time.
     home: Path = Path("~/.octet")
+    # Where the catalog and the queue of builds are: files under `home` when unset; postgresql://user:password@host/name
+    # once there is more than one machine, and then `store_url` too.
+    database_url: str | None = None
     # Where blobs are kept: a folder under `home` when unset; s3://bucket/prefix, with the credentials in the AWS_*
     # variables, or file:///folder on a disk that all machines have mounted, once there is more than one machine.
     store_url: str | None = None
+    # Whether `octet serve` keeps a worker beside the server. One machine needs it; with a shared database, builds go
+    # to `octet worker` on machines of their own unless this says else.
+    worker: bool | None = None
     # Address to listen on. Anything but loopback needs `no_auth`, since there are no keys yet.
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
@@ -81,6 +87,14 @@ class Settings(BaseSettings):
             raise ValueError("Expected s3://bucket/prefix or file:///folder")
         return url or None
 
+    @field_validator("database_url")
+    @classmethod
+    def _database(cls, url: str | None) -> str | None:
+        # What was given is not repeated in the message: it holds a password.
+        if url and not url.startswith(("postgresql://", "postgres://")):
+            raise ValueError("Expected postgresql://user:password@host:port/database")
+        return url or None
+
     @classmethod
     def load(cls) -> Self:
         """Reads the environment.
@@ -99,9 +113,14 @@ class Settings(BaseSettings):
         """Refuses settings that contradict each other.
 
         Raises:
-            StartError: the bind is wider than loopback and nobody said that this is meant, or there are more lanes
-                than threads.
+            StartError: the bind is wider than loopback and nobody said that this is meant, there are more lanes
+                than threads, or the catalog is shared and the store is not.
         """
+        if self.database_url and not self.store_url:
+            raise StartError(
+                "OCTET_DATABASE_URL is set and OCTET_STORE_URL is not: other machines would find builds whose files "
+                "only this one has; set OCTET_STORE_URL too (s3://bucket/prefix, or file:///folder on a shared disk)."
+            )
         if self.lanes > self.threads:
             raise StartError(
                 f"OCTET_LANES is {self.lanes} and there are {self.threads} threads, so batches would wait for each "
@@ -116,12 +135,27 @@ class Settings(BaseSettings):
     @property
     def catalog_url(self) -> str:
         """SQLAlchemy's address of the catalog."""
-        return f"sqlite:///{self.home / 'catalog.db'}"
+        return self._postgresql or f"sqlite:///{self.home / 'catalog.db'}"
 
     @property
     def queue_url(self) -> str:
         """SQLAlchemy's address of the durable queue."""
-        return f"sqlite:///{self.home / 'queue.db'}"
+        return self._postgresql or f"sqlite:///{self.home / 'queue.db'}"
+
+    @property
+    def has_worker(self) -> bool:
+        """Whether `octet serve` keeps a worker."""
+        return not self.shared if self.worker is None else self.worker
+
+    @property
+    def shared(self) -> bool:
+        """Whether other machines use the same catalog."""
+        return self.database_url is not None
+
+    @property
+    def _postgresql(self) -> str | None:
+        # SQLAlchemy knows neither the short form nor which of the drivers is installed.
+        return self.database_url and f"postgresql+psycopg://{self.database_url.partition('://')[2]}"
 
     @property
     def flight_file(self) -> Path:
@@ -164,4 +198,5 @@ def _explain(error: pydantic.ValidationError) -> str:
     first = error.errors()[0]
     name = "OCTET_" + "_".join(str(part) for part in first["loc"]).upper()
     expected = f"{first['msg'][0].lower()}{first['msg'][1:]}"
-    return f"{name} cannot be {first['input']!r}: {expected}. Change or unset the variable and start again."
+    seen = "what it is" if name == "OCTET_DATABASE_URL" else repr(first["input"])
+    return f"{name} cannot be {seen}: {expected}. Change or unset the variable and start again."

@@ -1,4 +1,4 @@
-"""`octet serve`: keeps the server and the worker running, and ends them together.
+"""`octet serve` and `octet worker`: keep the server, the worker or both running, and end them together.
 
 It loads no native library and accepts no connection, so that nothing an upload does can take it down. It holds the
 address on which the server accepts, and after a crash of the server it notes who was running.
@@ -33,6 +33,8 @@ _LONGEST_PAUSE_S = 10.0
 _HEALTHY_S = 10.0
 _MOST_DEATHS_AT_START = 3
 _GRACE_S = 25.0
+READY = "worker.ready"
+"""A file under the home that is there once the worker takes builds."""
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -47,24 +49,50 @@ class Role:
     serves: bool
 
 
-ROLES = (
-    Role(name="server", module="service.server", serves=True),
-    Role(name="worker", module="service.worker", serves=False),
-)
+SERVER = Role(name="server", module="service.server", serves=True)
+WORKER = Role(name="worker", module="service.worker", serves=False)
 
 
 def serve(settings: Settings, *, say: Callable[[str], None]) -> None:
-    """Runs octet until SIGINT or SIGTERM; `say` gets the line for people once it is ready.
+    """Runs a server, and a worker where the settings say so, until SIGINT or SIGTERM.
+
+    `say` gets the line for people once octet is ready.
+
+    Raises:
+        StartError: the folder or the port is taken, or a child cannot be kept alive.
+    """
+    roles = (SERVER, WORKER) if settings.has_worker else (SERVER,)
+    ready = _Ready(
+        test=lambda: _is_ready(settings.address), say=lambda: say(f"octet is ready at {settings.address}")
+    )
+    _supervise(settings, roles, ready)
+
+
+def work(settings: Settings, *, say: Callable[[str], None]) -> None:
+    """Runs a worker alone, until SIGINT or SIGTERM; `say` gets the line for people once it takes builds.
+
+    Raises:
+        StartError: the folder is taken, or the worker cannot be kept alive.
+    """
+    mark = settings.home / READY
+    mark.unlink(missing_ok=True)
+    ready = _Ready(test=mark.exists, say=lambda: say("octet is ready for builds"))
+    _supervise(settings, (WORKER,), ready)
+
+
+def _supervise(settings: Settings, roles: Sequence[Role], ready: "_Ready") -> None:
+    """Runs these roles until SIGINT or SIGTERM.
 
     Raises:
         StartError: the folder or the port is taken, or a child cannot be kept alive.
     """
     make_home(settings)
     with exclusive(settings.home / "octet.lock"), _signals() as signals:
-        listeners = listening.listen(settings.host, settings.port)
-        children = [_Keeper(role, settings, listeners) for role in ROLES]
+        serves = any(role.serves for role in roles)
+        listeners = listening.listen(settings.host, settings.port) if serves else []
+        children = [_Keeper(role, settings, listeners) for role in roles]
         try:
-            _watch(children, settings, signals, say)
+            _watch(children, ready, signals)
         finally:
             # From here on the server alone accepts, for as long as it likes.
             listening.close(listeners)
@@ -175,26 +203,32 @@ def _signals() -> Iterator[_Signals]:
         os.close(wake_up)
 
 
-def _watch(
-    keepers: Sequence[_Keeper], settings: Settings, signals: _Signals, say: Callable[[str], None]
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Ready:
+    """When octet is ready, and how people learn of it."""
+
+    test: Callable[[], bool]
+    say: Callable[[], None]
+
+
+def _watch(keepers: Sequence[_Keeper], ready: _Ready, signals: _Signals) -> None:
     """Tends the children until we are asked to stop. Once octet was ready, it never gives up on one.
 
     Raises:
         StartError: octet did not get ready, because a child ended again and again.
     """
-    ready = False
+    was_ready = False
     while not signals.stops:
         for keeper in keepers:
             keeper.tend()
-            if not ready and keeper.early_deaths >= _MOST_DEATHS_AT_START:
+            if not was_ready and keeper.early_deaths >= _MOST_DEATHS_AT_START:
                 raise StartError(
                     f"the {keeper.role.name} ended {keeper.early_deaths} times in a row before octet was ready, "
                     f"last with {keeper.last_cause}; its messages above say why."
                 )
-        if not ready and _is_ready(settings.address):
-            say(f"octet is ready at {settings.address}")
-            ready = True
+        if not was_ready and ready.test():
+            ready.say()
+            was_ready = True
         signals.pause(_TICK_S)
 
 

@@ -1,28 +1,38 @@
 """The worker: takes builds from the durable queue and carries them out. `python -m service.worker`."""
 
+import contextlib
 import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 from service.builds import Builder
 from service.catalog import Catalog
 from service.errors import StartError
+from service.heartbeat import Heartbeat
+from service.leases import Leases, worker_name
 from service.lifeline import end_with_parent
 from service.locks import exclusive
 from service.logs import configure_logging
+from service.patience import patiently
 from service.sandbox import Limits, Sandbox
 from service.settings import Settings
 from service.storage import BlobStore
 from service.stores import open_store
+from service.supervisor import READY
 from service.tracing import start_tracing
-from service.workflow import BuildQueue
+from service.workflow import STEPS, BuildQueue
 
 logger = logging.getLogger(__name__)
 
 _SWEEP_S = 0.2
+_SHARED_SWEEP_S = 1.0
+"""Every worker asks the same database."""
+_TAKE_BACK_S = 2.0
 _GIVE_UP_S = 5.0
 _TIDY_S = 600.0
 _UNUSED_S = 3600.0
@@ -31,6 +41,8 @@ _STALE_S = 24 * 3600.0
 """A half-written file without a write for so long belongs to nobody."""
 _NICENESS = "10"
 """Builds leave the processors to requests where both want them."""
+_FAREWELL_S = 2.0
+"""How long a worker that is to stop waits for a database to tell the others."""
 
 
 def main() -> None:
@@ -50,21 +62,29 @@ def main() -> None:
 
 def run(settings: Settings) -> None:
     """Works through the queue for ever."""
-    catalog = Catalog(settings.catalog_url)
+    catalog = patiently(lambda: Catalog(settings.catalog_url))
     store = open_store(settings)
+    leases = Leases(catalog, worker=worker_name(settings.home), hardware=_hardware(settings), steps=STEPS)
+    heartbeat = Heartbeat(leases, give_way=give_way)
     builder = Builder(
         catalog=catalog,
         store=store,
         folder=settings.home / "work",
         sandbox=lambda: build_sandbox(settings),
+        give_way=give_way,
         spans=start_tracing("worker"),
     )
     builder.clear()
-    queue = BuildQueue(settings.queue_url, builder=builder, catalog=catalog)
+    queue = BuildQueue(settings.queue_url, builder=builder, catalog=catalog, leases=leases)
+    patiently(heartbeat.start)
+    signal.signal(signal.SIGTERM, lambda *_: _leave(leases, heartbeat))
     queue.launch()
-    logger.info("ready for builds")
+    (settings.home / READY).touch()
+    logger.info("ready for builds as %s, on %s", leases.worker, leases.hardware)
+    sweep_s = _SHARED_SWEEP_S if settings.shared else _SWEEP_S
     chores = [
-        Chore(queue.sweep, every_s=_SWEEP_S),
+        Chore(lambda: take_back(leases, heartbeat), every_s=_TAKE_BACK_S),
+        Chore(queue.sweep, every_s=sweep_s),
         Chore(queue.give_up, every_s=_GIVE_UP_S),
         Chore(lambda: tidy(catalog, store), every_s=_TIDY_S),
     ]
@@ -72,6 +92,40 @@ def run(settings: Settings) -> None:
         for chore in chores:
             chore.run_if_due()
         time.sleep(_SWEEP_S)
+
+
+def take_back(leases: Leases, heartbeat: Heartbeat) -> None:
+    """Takes builds from dead workers, once this one can tell which are."""
+    if heartbeat.steady:
+        for build_id in leases.take_back():
+            logger.warning(
+                "build %s goes back to the queue: its worker is dead, its hardware or its steps are gone",
+                build_id,
+            )
+
+
+def give_way() -> NoReturn:
+    """Ends this worker at once: what it was at is with another, and it must record nothing any more."""
+    os._exit(0)
+
+
+def _leave(leases: Leases, heartbeat: Heartbeat) -> None:
+    """Ends this worker, and tells the others, so that they need not wait for its lease."""
+
+    def tell() -> None:
+        heartbeat.stop()
+        with contextlib.suppress(Exception):
+            leases.leave()
+        os._exit(0)
+
+    # Not in the main thread: the signal may have come in the middle of its own use of the database.
+    threading.Thread(target=tell).start()
+    threading.Timer(_FAREWELL_S, os._exit, (0,)).start()
+
+
+def _hardware(settings: Settings) -> str:
+    with build_sandbox(settings) as sandbox:
+        return str(sandbox.call("hardware", {}, what="finding out what hardware this is"))
 
 
 def tidy(catalog: Catalog, store: BlobStore) -> None:

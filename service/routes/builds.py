@@ -17,6 +17,7 @@ from service.acceptance import check_name, new_build
 from service.catalog import Build, BuildState
 from service.context import Context
 from service.errors import BadRequestError, ServiceError
+from service.hardware import local_hardware
 from service.responses import json_response
 from service.uploads import Upload, UploadReader, check_size
 
@@ -42,7 +43,9 @@ async def create_build(request: Request, name: str, force: Annotated[bool, Query
     context = _context(request)
     check_name(name)
     upload = await _receive(request, context)
-    build, is_new = await asyncio.to_thread(context.catalog.accept, new_build(name, upload), force=force)
+    hardware = await asyncio.to_thread(local_hardware)
+    new = new_build(name, upload, hardware=hardware)
+    build, is_new = await asyncio.to_thread(context.catalog.accept, new, force=force)
     response = json_response(await _shown(context, build), HTTPStatus.ACCEPTED if is_new else HTTPStatus.OK)
     response.headers["Location"] = f"/v1/builds/{build.id}"
     return response

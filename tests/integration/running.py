@@ -20,10 +20,13 @@ START_TIMEOUT_S = 60.0
 
 
 class Octet:
-    """`octet serve` in `home`; may be killed and started again, with the same port."""
+    """`octet serve`, or another `command`, in `home`; may be killed and started again, with the same port."""
 
-    def __init__(self, home: Path, **environment: str) -> None:
+    def __init__(self, home: Path, command: str = "serve", source: Path = ROOT, **environment: str) -> None:
         self.home = home
+        self.command = command
+        # Where the code lies that runs.
+        self.source = source
         self.port = free_port()
         self.environment = environment
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30.0)
@@ -41,8 +44,8 @@ class Octet:
     def spawn(self) -> None:
         with (self.home.parent / f"{self.home.name}.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "service.cli", "serve"],
-                cwd=ROOT,
+                [sys.executable, "-m", "service.cli", self.command],
+                cwd=self.source,
                 env={
                     **os.environ,
                     "OCTET_HOME": str(self.home),

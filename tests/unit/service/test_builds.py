@@ -1,10 +1,11 @@
+import itertools
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -15,7 +16,9 @@ from engines.options import BuildOptions
 from engines.workspace import PREPARED, QUANTIZED, REPORT, UPLOADED_MODEL
 from service.builds import Builder, BuildRun
 from service.catalog import BuildState, Catalog, NewBuild, Version
+from service.errors import CatalogUnavailableError, StoreUnavailableError
 from service.folder_store import FolderStore
+from service.leases import Leases
 from service.sandbox import Limits, Sandbox
 from service.spans import SpanWriter
 from service.storage import address
@@ -29,6 +32,14 @@ def stand_in_sandbox() -> Sandbox:
     )
 
 
+class GaveWayError(Exception):
+    """The process would have ended here."""
+
+
+def give_way() -> NoReturn:
+    raise GaveWayError
+
+
 @pytest.fixture
 def builder(tmp_path: Path) -> Iterator[Builder]:
     catalog = Catalog(f"sqlite:///{tmp_path / 'catalog.db'}")
@@ -37,6 +48,7 @@ def builder(tmp_path: Path) -> Iterator[Builder]:
         store=FolderStore(tmp_path / "store"),
         folder=tmp_path / "work",
         sandbox=stand_in_sandbox,
+        give_way=give_way,
     )
     catalog.close()
 
@@ -244,3 +256,73 @@ def test_a_blob_that_changed_on_the_disk_fails_the_build(builder: Builder) -> No
     with builder.run(build_id) as run:
         assert carry_out(run) is None
     assert builder.catalog.build(build_id).code == "artifact.invalid"
+
+
+def claimed(builder: Builder, build_id: str, worker: str = "w") -> int:
+    claim = Leases(builder.catalog, worker=worker, hardware="h").claim(build_id, build_id)
+    assert claim is not None
+    return claim
+
+
+def test_a_run_whose_build_was_claimed_by_another_gives_way_and_writes_nothing(builder: Builder) -> None:
+    build_id = accept(builder, "model")
+    with builder.run(build_id, claimed(builder, build_id)) as run:
+        plan = run.plan()
+        assert plan is not None
+        first = run.phase(plan, 0, {})
+        assert first is not None
+        claimed(builder, build_id, "other")
+        before = builder.catalog.build(build_id)
+        with pytest.raises(GaveWayError):
+            run.phase(plan, 1, first["files"])
+        with pytest.raises(GaveWayError):
+            run.publish(plan, {}, {})
+        assert builder.catalog.build(build_id) == before
+    assert not published(builder)
+
+
+def test_a_run_gives_way_in_the_middle_of_native_work(builder: Builder) -> None:
+    build_id = accept(builder, "hang in calibrate")
+
+    def claim_once_it_hangs() -> None:
+        while builder.catalog.build(build_id).phase != "calibrate":
+            time.sleep(0.01)
+        claimed(builder, build_id, "other")
+
+    thread = threading.Thread(target=claim_once_it_hangs)
+    with builder.run(build_id, claimed(builder, build_id)) as run:
+        thread.start()
+        with pytest.raises(GaveWayError):
+            carry_out(run)
+    thread.join()
+    assert builder.catalog.build(build_id).state is BuildState.RUNNING
+
+
+def test_a_database_and_a_store_that_are_away_are_waited_for(
+    builder: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.patience._FIRST_PAUSE_S", 0.001)
+    build_id = accept(builder, "model")
+    for owner, name, error in (
+        (builder.store, "put", StoreUnavailableError),
+        (builder.store, "materialise", StoreUnavailableError),
+        (builder.catalog, "note_progress", CatalogUnavailableError),
+        (builder.catalog, "begin_phase", CatalogUnavailableError),
+        (builder.catalog, "finish_phase", CatalogUnavailableError),
+        (builder.catalog, "publish", CatalogUnavailableError),
+    ):
+        monkeypatch.setattr(owner, name, every_other_time(getattr(owner, name), error("away.")))
+    with builder.run(build_id) as run:
+        assert carry_out(run) == 1
+    assert builder.catalog.build(build_id).state is BuildState.SUCCEEDED
+
+
+def every_other_time(work: Callable[..., Any], error: Exception) -> Callable[..., Any]:
+    calls = itertools.count()
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        if next(calls) % 2 == 0:
+            raise error
+        return work(*arguments, **named)
+
+    return call

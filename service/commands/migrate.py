@@ -1,0 +1,35 @@
+"""`octet migrate`: the tables of the catalog and of the queue, brought up to this release."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import sqlalchemy as sa
+
+from service.locks import exclusive
+from service.migration import HEAD, alone, migrate
+from service.schema import create_engine, translated
+from service.settings import Settings
+from service.workflow import migrate_queue
+
+
+def run(settings: Settings, *, say: Callable[[str], None]) -> None:
+    """Migrates what the settings name; does nothing where nothing is to be done.
+
+    Raises:
+        StartError: octet is running on the files that would be migrated.
+        CatalogUnavailableError: the database does not answer.
+    """
+    engine = create_engine(settings.catalog_url)
+    try:
+        with translated(), _alone(settings, engine):
+            migrate(engine)
+            migrate_queue(settings.queue_url)
+    finally:
+        engine.dispose()
+    say(f"octet's tables are at revision {HEAD}")
+
+
+@contextlib.contextmanager
+def _alone(settings: Settings, engine: sa.Engine) -> Iterator[None]:
+    with alone(engine) if settings.shared else exclusive(settings.home / "octet.lock"):
+        yield

@@ -1,0 +1,217 @@
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from engines.options import BuildOptions
+from service import leases as module
+from service.catalog import Catalog, NewBuild
+from service.errors import ClaimLostError
+from service.leases import Leases, worker_name
+from service.schema import BuildRow, WorkerRow
+from tests.databases import PostgreSQL
+
+HERE, THERE = "openvino-here", "openvino-there"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def catalog(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Catalog]:
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path / 'catalog.db'}"
+    else:
+        server: PostgreSQL = request.getfixturevalue("postgresql_server")
+        url = server.new_catalog()
+    opened = Catalog(url)
+    yield opened
+    opened.close()
+
+
+def worker(catalog: Catalog, name: str, hardware: str = HERE) -> Leases:
+    leases = Leases(catalog, worker=name, hardware=hardware)
+    leases.beat()
+    return leases
+
+
+def accept(catalog: Catalog, hardware: str | None = HERE) -> str:
+    new = NewBuild(model="m", fingerprint="f", options=BuildOptions(), files={}, hardware=hardware)
+    return catalog.accept(new, force=True)[0].id
+
+
+def die(catalog: Catalog, name: str) -> None:
+    """As if the worker had not beaten for a lease."""
+    with catalog.change() as session:
+        session.execute(
+            sa.update(WorkerRow)
+            .where(WorkerRow.id == name)
+            .values(beat_at=WorkerRow.beat_at - module.LEASE_S)
+        )
+
+
+def handed_out(leases: Leases) -> list[str]:
+    given: list[str] = []
+
+    def put(build_id: str) -> str:
+        given.append(build_id)
+        return build_id
+
+    leases.hand_out(put)
+    return given
+
+
+def test_a_build_is_handed_out_once(catalog: Catalog) -> None:
+    first, second = accept(catalog), accept(catalog)
+    assert handed_out(worker(catalog, "a")) == [first, second]
+    assert handed_out(worker(catalog, "a")) == handed_out(worker(catalog, "b")) == []
+
+
+def test_a_build_whose_hand_out_was_cut_off_is_handed_out_again(catalog: Catalog) -> None:
+    build_id = accept(catalog)
+    a = worker(catalog, "a")
+
+    def cut_off(_: str) -> str:
+        raise OSError("the queue is away")
+
+    with pytest.raises(OSError, match="away"):
+        a.hand_out(cut_off)
+    assert handed_out(a) == [build_id]
+
+
+def test_workers_that_hand_out_at_the_same_time_share_the_builds(catalog: Catalog) -> None:
+    ids = {accept(catalog) for _ in range(20)}
+    barrier = threading.Barrier(4)
+    given: list[str] = []
+
+    def hand_out(name: str) -> None:
+        leases = worker(catalog, name)
+        barrier.wait()
+        given.extend(handed_out(leases))
+
+    threads = [threading.Thread(target=hand_out, args=(f"w{number}",)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(given) == sorted(ids)
+
+
+def test_a_later_claim_takes_the_build_from_the_earlier_one(catalog: Catalog) -> None:
+    build_id = accept(catalog)
+    a, b = worker(catalog, "a"), worker(catalog, "b")
+    handed_out(a)
+    first, second = a.claim(build_id, build_id), b.claim(build_id, build_id)
+    assert (first, second) == (1, 2)
+    assert a.superseded()
+    assert not b.superseded()
+    writes = (
+        lambda claim: catalog.begin_phase(build_id, "validate", 0.1, claim=claim),
+        lambda claim: catalog.note_progress(build_id, 0.1, claim=claim),
+        lambda claim: catalog.finish_phase(build_id, "validate", seconds=1, files={}, claim=claim),
+        lambda claim: catalog.publish(build_id, files={}, summary={}, claim=claim),
+    )
+    for write in writes:
+        with pytest.raises(ClaimLostError, match="claimed with number 1 and is with worker b under 2"):
+            write(first)
+        assert write(second)
+    with pytest.raises(ClaimLostError):
+        catalog.fail(build_id, error="no.", code="x", claim=first)
+    assert not catalog.fail(build_id, error="no.", code="x", claim=second), "it has ended"
+    assert len(catalog.versions()) == 1
+
+
+def test_what_another_run_carries_out_is_not_claimed(catalog: Catalog) -> None:
+    build_id = accept(catalog)
+    a = worker(catalog, "a")
+    handed_out(a)
+    assert a.claim(build_id, f"{build_id}.2") is None
+    assert a.claim("unknown", "unknown") is None
+    assert not a.superseded()
+
+
+def test_builds_of_a_worker_that_stopped_beating_are_taken_back_and_no_others(catalog: Catalog) -> None:
+    dead, living, waiting, done = (accept(catalog) for _ in range(4))
+    a, b, c = (worker(catalog, name) for name in "abc")
+    handed_out(a)
+    assert a.claim(dead, dead)
+    assert a.claim(done, done)
+    catalog.publish(done, files={}, summary={})
+    assert b.claim(living, living)
+    assert c.take_back() == []
+    die(catalog, "a")
+    assert c.take_back() == [dead]
+    assert c.take_back() == []
+    assert handed_out(c) == [dead], f"{waiting} is in the queue all along"
+    assert c.claim(dead, dead) == 2
+
+
+def test_a_worker_that_leaves_need_not_be_waited_for(catalog: Catalog) -> None:
+    build_id = accept(catalog)
+    a, b = worker(catalog, "a"), worker(catalog, "b")
+    handed_out(a)
+    a.claim(build_id, build_id)
+    a.leave()
+    assert b.take_back() == [build_id]
+
+
+def test_a_worker_does_not_take_from_itself(catalog: Catalog) -> None:
+    build_id = accept(catalog)
+    a = worker(catalog, "a")
+    handed_out(a)
+    a.claim(build_id, build_id)
+    die(catalog, "a")
+    assert a.take_back() == []
+
+
+def test_builds_wait_for_their_hardware_until_nobody_has_it(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, anywhere, gpu = accept(catalog, THERE), accept(catalog, None), accept(catalog, "tensorrt-here")
+    here = worker(catalog, "here")
+    assert handed_out(here) == [anywhere]
+    assert here.take_back() == []
+    monkeypatch.setattr(module, "STRANDED_S", -1.0)
+    other = worker(catalog, "there", THERE)
+    assert here.take_back() == [], "its worker is there, only busy"
+    die(catalog, "there")
+    assert here.take_back() == [there]
+    assert handed_out(here) == [there]
+    assert handed_out(other) == []
+    with catalog.look() as session:
+        assert session.get_one(BuildRow, gpu).run is None
+
+
+def test_a_worker_knows_its_unfinished_builds(catalog: Catalog) -> None:
+    build_id, other = accept(catalog), accept(catalog)
+    a = worker(catalog, "a")
+    handed_out(a)
+    a.claim(build_id, build_id)
+    worker(catalog, "b").claim(other, other)
+    assert a.mine() == [(build_id, build_id)]
+    catalog.cancel(build_id)
+    assert a.mine() == []
+
+
+def test_a_worker_keeps_its_name_in_its_folder_and_a_copy_gets_another(tmp_path: Path) -> None:
+    name = worker_name(tmp_path)
+    assert worker_name(tmp_path) == name
+    (tmp_path / "worker.name").write_text(f"elsewhere-{name.rpartition('-')[2]}")
+    assert worker_name(tmp_path) != name
+    assert not worker_name(tmp_path).startswith("elsewhere")
+
+
+def test_builds_of_steps_that_are_gone_begin_again_and_newer_ones_are_let_alone(catalog: Catalog) -> None:
+    mine, waiting, others = accept(catalog), accept(catalog), accept(catalog)
+    old, other = worker(catalog, "a"), worker(catalog, "b")
+    handed_out(old)
+    old.claim(mine, mine)
+    other.claim(others, others)
+    new = Leases(catalog, worker="a", hardware=HERE, steps=2)
+    assert new.run_of(mine) == f"{mine}.2"
+    assert sorted(new.take_back()) == sorted([mine, waiting]), (
+        "the other's worker still goes through the old ones"
+    )
+    new.hand_out(new.run_of)
+    assert new.take_back() == old.take_back() == []
+    assert old.claim(mine, mine) is None
+    assert new.claim(mine, f"{mine}.2") == 2
