@@ -2,10 +2,12 @@
 
 import functools
 
+from engines.options import BuildOptions
+
 
 @functools.cache
 def local_hardware() -> str:
-    """The hardware key of the runtime that serves here; loads it and compiles a tiny model, once per process."""
-    from engines.runtimes.openvino import OpenVINORuntime  # noqa: PLC0415 - native libraries load when they are needed
+    """The hardware key of the best runtime here; loads it and compiles a tiny model, once per process."""
+    from engines import hardware_key  # noqa: PLC0415 - native libraries load when they are needed
 
-    return OpenVINORuntime().hardware_key()
+    return hardware_key(BuildOptions())

@@ -59,7 +59,11 @@ class Fleet:
 
     def _add(self, members: list[Octet], command: str, environment: dict[str, str]) -> Octet:
         home = self.folder / f"{command}-{len(members)}"
-        member = Octet(home, command=command, **{"OCTET_THREADS": "1", **self.environment, **environment})
+        member = Octet(
+            home,
+            command=command,
+            environment={"OCTET_THREADS": "1", **self.environment, **environment},
+        )
         members.append(member)
         member.spawn()
         return member

@@ -22,13 +22,20 @@ START_TIMEOUT_S = 60.0
 class Octet:
     """`octet serve`, or another `command`, in `home`; may be killed and started again, with the same port."""
 
-    def __init__(self, home: Path, command: str = "serve", source: Path = ROOT, **environment: str) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *,
+        command: str = "serve",
+        source: Path = ROOT,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.home = home
         self.command = command
         # Where the code lies that runs.
         self.source = source
         self.port = free_port()
-        self.environment = environment
+        self.environment = dict(environment or {})
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30.0)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -152,7 +159,7 @@ class Octet:
 @contextlib.contextmanager
 def running(home: Path, **environment: str) -> Iterator[Octet]:
     """A service that is ready; afterwards nothing of it is left."""
-    octet = Octet(home, **environment)
+    octet = Octet(home, environment=environment)
     try:
         octet.start()
         yield octet

@@ -318,7 +318,7 @@ def test_a_port_in_use_is_one_sentence(octet: Octet, tmp_path: Path) -> None:
 
 
 def test_a_wide_bind_without_keys_is_refused(tmp_path: Path) -> None:
-    wide = Octet(tmp_path / "home", OCTET_HOST="0.0.0.0")
+    wide = Octet(tmp_path / "home", environment={"OCTET_HOST": "0.0.0.0"})
     wide.spawn()
     assert wide.wait() == 1
     wide.client.close()
