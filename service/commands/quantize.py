@@ -140,6 +140,8 @@ def _check_files(order: Order) -> None:
     Raises:
         BadRequestError: something cannot.
     """
+    # First of all, because beside a folder there is no place for weights.
+    check_targets([order.output], [])
     targets = [order.output, weights_path(order.output)]
     if order.report is not None:
         targets.append(order.report)

@@ -80,6 +80,8 @@ def test_bad_orders_are_refused_in_one_line_before_anything_is_built(tmp_path: P
     assert "model.onnx is an input and would be overwritten" in said
     assert said.count("\n") == 1
     assert "unknown option" in refused(tmp_path, options='{"nonsense": 1}')
+    for folder in (Path(), Path("/"), tmp_path):
+        assert f"{folder} is a folder; name a file in it" in refused(tmp_path, output=folder)
 
 
 def test_no_file_that_is_read_is_written_over(tmp_path: Path) -> None:
