@@ -37,7 +37,8 @@ p { margin: .25rem 0 .75rem; max-width: 46rem; }
 .facts dd { margin: 0; font-size: 1.5rem; line-height: 1.3; }
 .scroll { overflow-x: auto; margin: .5rem 0 .25rem; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
-caption { text-align: left; color: var(--soft); padding-bottom: .4rem; }
+caption { text-align: left; color: var(--soft); padding-bottom: .4rem; position: sticky; left: 0;
+  max-width: calc(100vw - 4.5rem); }
 th, td { padding: .3rem .75rem .3rem 0; border-bottom: 1px solid var(--grid); text-align: left;
   vertical-align: top; }
 th { font-weight: 600; }
@@ -62,6 +63,12 @@ svg .threshold { stroke: var(--ink); stroke-dasharray: 4 3; }
 svg g:hover .bar, svg g:hover .clipped { opacity: .75; }
 .swatch { display: inline-block; width: .75em; height: .75em; border-radius: 2px; background: var(--series); }
 .swatch.beyond { background: var(--clipped); }
+@media (max-width: 40rem) {
+  section { padding: .75rem 1rem; }
+  tbody th { min-width: 5rem; }
+  .text { min-width: 6rem; }
+  .wide svg { min-width: 27rem; }
+}
 @media print {
 """
     f"  :root {{ color-scheme: light; {_LIGHT} --page: #ffffff; --surface: #ffffff; }}\n"
@@ -71,6 +78,7 @@ svg g:hover .bar, svg g:hover .clipped { opacity: .75; }
   tr, figure, .warning { break-inside: avoid; }
   h2 { break-after: avoid; }
   .scroll { overflow: visible; }
+  caption { max-width: none; }
   .wide svg { min-width: 0; }
   details::details-content { content-visibility: visible; block-size: auto; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
