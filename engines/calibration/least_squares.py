@@ -29,5 +29,4 @@ def least_squares_threshold(histogram: Histogram) -> float:
         return absmax
     lowest = percentile_threshold(histogram, LEAST_KEPT_SHARE)
     candidates = np.geomspace(absmax, lowest, CANDIDATES)
-    candidates[0] = absmax
     return float(candidates[np.argmin(squared_errors(histogram, candidates))])

@@ -16,10 +16,13 @@ from engines.options import BuildOptions, Precision
 from engines.proof import Proof
 from engines.report import Report, Verdict
 from engines.tensors import Array
+from engines.workspace import CALIBRATION, HISTOGRAMS, PREPARED, PROOF, QUANTIZED
 from tests.unit.engines import odd_graphs
 from tests.unit.engines.onnx_graphs import GraphBuilder, floats, image_rows
 
 ROWS = 64
+CUTS = (slice(0, 1), slice(1, 6), slice(6, None))
+"""Of rows, into files of 1, 5 and the others."""
 
 
 def build(folder: Path, model: onnx.ModelProto, *samples: Mapping[str, Array]) -> Report:
@@ -72,6 +75,17 @@ def test_rows_of_different_lengths_in_several_files(tmp_path: Path, lengths: Seq
     assert report.evidence.proof_rows == report.evidence.verify_rows == rows * len(lengths) // 4
     assert report.batching.batchable
     assert [latency.rows for latency in report.latencies] == [1, 32]
+
+
+def test_however_rows_of_different_lengths_are_cut_into_files_the_bytes_are_the_same(tmp_path: Path) -> None:
+    whole = [odd_graphs.token_rows(10, length, seed=length) for length in (5, 9, 12)]
+    parts = [{name: array[rows] for name, array in arrays.items()} for arrays in whole for rows in CUTS]
+    found = []
+    for samples in (whole, parts):
+        build(tmp_path, odd_graphs.encoder(), *samples)
+        names = (PREPARED, CALIBRATION, HISTOGRAMS, QUANTIZED, PROOF)
+        found.append({name: (tmp_path / "build" / name).read_bytes() for name in names})
+    assert found[0] == found[1]
 
 
 def test_an_initializer_that_several_layers_read(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from engines.proof import Proof
 from engines.report import Report, Verdict
 from engines.runtimes.openvino import OpenVINORuntime
 from engines.runtimes.reference import ReferenceSession
+from engines.sample_set import SampleSet
 from engines.sealed import sha256
 from engines.tensors import Array
 from engines.workspace import (
@@ -144,6 +145,17 @@ class TestDigits:
         assert summary["precision"] == "int8"
         assert summary["sqnr_db"] > 28
         assert summary["speedup"] > 0
+
+    def test_nothing_is_chosen_on_the_verify_rows(self, digits: tuple[Path, Report], tmp_path: Path) -> None:
+        images = np.load(DIGITS / "samples.npz")["image"]
+        verify = SampleSet.open(digits[0] / SAMPLES).split().verify.numbers
+        images[verify] = np.random.default_rng(0).normal(0, 50, images[verify].shape)
+        np.savez(tmp_path / "samples.npz", allow_pickle=False, image=images)
+        model = DIGITS / "digits.onnx"
+        poisoned = quantize(model, [tmp_path / "samples.npz"], tmp_path / "build", STANDARD, threads=2)
+        assert poisoned.verdict is Verdict.REFUSED
+        for name in (PREPARED, CALIBRATION, HISTOGRAMS, QUANTIZED):
+            assert sha256(tmp_path / "build" / name) == sha256(digits[0] / name), name
 
     def test_all_files_of_the_build_are_there(self, digits: tuple[Path, Report]) -> None:
         for name in (VALIDATED, PREPARED, CALIBRATION, HISTOGRAMS, QUANTIZED, COMPILED, PROOF, REPORT):

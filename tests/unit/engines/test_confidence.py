@@ -38,6 +38,12 @@ def test_the_bound_of_a_ratio_covers_about_19_times_in_20(rows: int, spread: flo
     assert 0.905 <= covered / TRIALS <= 0.985
 
 
+def test_the_slack_of_a_ratio_is_that_of_the_formula() -> None:
+    """Deviations of -1/2, 0 and 1/2 from the ratio: sqrt((1/4 + 1/4) / (3 * 2)), times t of 2 degrees of freedom."""
+    slack_db = ratio_db_slack(np.ones(3), np.array([1.0, 2.0, 3.0]))
+    assert slack_db == pytest.approx(10 * np.log10(np.e) * 2.92 * np.sqrt(0.5 / 6), rel=1e-6)
+
+
 def test_rows_of_one_ratio_leave_no_doubt() -> None:
     signal = np.array([1.0, 2.0, 3.0])
     assert ratio_db_slack(signal, 0.01 * signal) == pytest.approx(0.0, abs=1e-12)
