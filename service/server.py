@@ -5,6 +5,7 @@ those that were admitted are answered; then nobody is listened to any more, and 
 signal ends it at once.
 """
 
+import asyncio
 import contextlib
 import faulthandler
 import gc
@@ -12,6 +13,7 @@ import logging
 import os
 import resource
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -33,6 +35,8 @@ logger = logging.getLogger(__name__)
 # How long admitted requests may take after a signal, and then connections to end; they are cut afterwards. Together
 # less than the supervisor's own patience.
 _ANSWERING_S = 15.0
+# So long at least every client that sends another request is told that this server stops, and none is cut off.
+_LAST_CALL_S = 0.25
 _GRACE_S = 5
 # Files that the server keeps open beside its connections: models, databases, pipes.
 _OTHER_FILES = 512
@@ -61,8 +65,18 @@ class Server(HttpServer):
         """Ten times a second: whether to stop listening and end."""
         if self._retired_s is not None:
             waited_s = time.monotonic() - self._retired_s
-            self.should_exit |= not self._deployments.inflight_requests or waited_s > _ANSWERING_S
+            answered = not self._deployments.inflight_requests and waited_s > _LAST_CALL_S
+            self.should_exit |= answered or waited_s > _ANSWERING_S
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stops listening, and ends the connections that there are."""
+        for server in self.servers:
+            server.close()
+        listening.close(sockets or ())
+        # Who has just connected is told as well, before its connection ends.
+        await asyncio.sleep(_LAST_CALL_S)
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -86,6 +86,11 @@ class Octet:
             self._process.send_signal(signal.SIGTERM)
         return self.wait()
 
+    def signal(self, number: signal.Signals) -> None:
+        """Sends the supervisor a signal."""
+        if self._process is not None:
+            self._process.send_signal(number)
+
     def kill(self) -> None:
         """Ends the supervisor at once; what it started has to notice by itself."""
         if self._process is not None:
