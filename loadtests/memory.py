@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtests import three_models
-from loadtests.serving import server_of, single_row
+from loadtests.serving import infer_request, server_of
 from service.memory import resident_bytes
 
 MOST_GROWTH = 0.05
@@ -51,7 +51,7 @@ def rounds(address: str, server: int, count: int) -> tuple[list[int], list[int]]
             for model in three_models.MODELS:
                 client.post(f"/v2/repository/models/{model}/load").raise_for_status()
                 for index in range(_REQUESTS):
-                    body = single_row(model, samples, index).partition(b"\r\n\r\n")[2]
+                    body = infer_request(model, samples, [index]).partition(b"\r\n\r\n")[2]
                     client.post(f"/v2/models/{model}/infer", content=body).raise_for_status()
             loaded.append(resident_bytes(server))
             for model in three_models.MODELS:

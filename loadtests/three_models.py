@@ -13,7 +13,7 @@ import orjson
 from examples.demo import free_port
 from examples.running import Running, service
 from loadtests.paced_load import PacedLoad
-from loadtests.serving import single_row
+from loadtests.serving import infer_request
 
 DIGITS = Path(__file__).parent.parent / "examples" / "digits"
 SAMPLES = DIGITS / "samples.npz"
@@ -56,7 +56,7 @@ def build(client: httpx.Client, name: str, model: Path, **options: object) -> in
         if state["state"] == "failed" or time.monotonic() > deadline:
             raise SystemExit(f"the build of {name} is {state['state']}: {state['error']}")
         time.sleep(0.1)
-    return int(state["version"])
+    return int(state["result"]["version"])
 
 
 def wait_until_served(client: httpx.Client, model: str, version: int | None = None) -> None:
@@ -75,6 +75,6 @@ def load_on(octet: Running, *, every_s: float) -> PacedLoad:
     return PacedLoad(
         host="127.0.0.1",
         port=int(octet.address.rsplit(":", 1)[1]),
-        requests={model: single_row(model, samples, 0) for model in MODELS},
+        requests={model: infer_request(model, samples, [0]) for model in MODELS},
         every_s=every_s,
     )
