@@ -30,13 +30,17 @@ _NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: such a stream never waits for the default stream, on which other libraries work."""
 
 
+class OutOfDeviceMemoryError(EngineRunError):
+    """The GPU has no memory left for what was asked."""
+
+
 @contextlib.contextmanager
 def translated(problem: str) -> Iterator[None]:
     """Raises what CUDA raises as an EngineRunError of one sentence."""
     try:
         yield
     except driver.MemoryError as error:
-        raise EngineRunError(
+        raise OutOfDeviceMemoryError(
             f"{problem}: the GPU is out of memory ({_free_memory()}); lower max_batch_rows, or unload other models."
         ) from error
     except driver.Error as error:

@@ -33,6 +33,15 @@ class PooledEngine(Engine):
     def _discard(self, slot: Slot) -> None:
         """Called with a slot that is not kept any longer."""
 
+    def _drop_idle(self) -> bool:
+        """Discards all slots that nobody uses; whether there were any."""
+        with self._lock:
+            idle = [slot for slots in self._free.values() for slot in slots]
+            self._free.clear()
+        for slot in idle:
+            self._discard(slot)
+        return bool(idle)
+
     def slot(self, shapes: Mapping[str, tuple[int, ...]]) -> Slot:
         check_shapes(shapes, self.inputs)
         key = tuple(tuple(shapes[spec.name]) for spec in self.inputs)

@@ -6,7 +6,7 @@ import numpy as np
 
 from engines.errors import CompileError, EngineRunError
 from engines.runtimes.base import Slot
-from engines.runtimes.cuda import CudaDevice, Scope
+from engines.runtimes.cuda import CudaDevice, OutOfDeviceMemoryError, Scope
 from engines.runtimes.slots import PooledEngine
 from engines.runtimes.tensorrt.inspection import read_layers
 from engines.runtimes.tensorrt.lane import Lane
@@ -87,6 +87,15 @@ class TensorRTEngine(PooledEngine):
                     f"input {name!r} has the shape {list(shape)}; this engine was compiled for "
                     f"{self._ranges[name].describe()}: build the model again with another 'profile'."
                 )
+        try:
+            return self._made_slot(shapes)
+        except OutOfDeviceMemoryError:
+            # What idle batches hold is enough more often than not.
+            if not self._drop_idle():
+                raise
+        return self._made_slot(shapes)
+
+    def _made_slot(self, shapes: Mapping[str, tuple[int, ...]]) -> TensorRTSlot:
         with self._lock:
             # Batches of one shape that follow each other get different lanes.
             alike = sum(slot.shapes == shapes for slot in self._made)

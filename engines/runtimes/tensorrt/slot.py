@@ -65,8 +65,11 @@ class TensorRTSlot:
                 return self._outputs
             lane.messages.clear()
             self._bind()
-            self._enqueue()
-            lane.stream.synchronize()
+            try:
+                self._enqueue()
+            finally:
+                # Copies that were begun must not outlive the buffers.
+                lane.stream.synchronize()
             if lane.captures:
                 self._capture()
         return self._outputs

@@ -116,6 +116,8 @@ class DeviceAllocation(_Owned):
 
 
 class PagelockedHostAllocation(_Owned):
+    __array_interface__: dict[str, Any]
+
     def __init__(self, size: int) -> None:
         super().__init__("pagelocked_host_allocation")
         self.memory = np.full(max(1, size), 0xFF, np.uint8)
@@ -148,25 +150,10 @@ def mem_get_info() -> tuple[int, int]:
 def pagelocked_empty(shape: tuple[int, ...], dtype: Any, order: str = "C", mem_flags: int = 0) -> Any:
     kind = np.dtype(dtype)
     allocation = PagelockedHostAllocation(int(np.prod(shape)) * kind.itemsize)
-    # As with pycuda's arrays, `base` is the allocation.
-    return np.ndarray(shape, kind, buffer=allocation.memory).view(_Pinned).owned_by(allocation)
-
-
-class _Pinned(np.ndarray):
-    """An array whose `base` is the allocation, as pycuda's C code has it; views of it are plain."""
-
-    _allocation: PagelockedHostAllocation | None
-
-    def owned_by(self, allocation: PagelockedHostAllocation) -> "_Pinned":
-        self._allocation = allocation
-        return self
-
-    def __array_finalize__(self, other: object) -> None:
-        self._allocation = None
-
-    @property
-    def base(self) -> Any:
-        return self._allocation or super().base
+    described = {"shape": tuple(shape), "typestr": kind.str, "data": (allocation.memory.ctypes.data, False)}
+    allocation.__array_interface__ = {**described, "version": 3}
+    # A plain array whose base is the allocation, as that of pycuda's C code.
+    return np.asarray(allocation)
 
 
 class Stream:
