@@ -18,6 +18,8 @@ from service.residency import Key
 
 logger = logging.getLogger(__name__)
 
+# On a GPU the copies of one batch overlap the computing of another; a third would only wait.
+_GPU_LANES = 2
 # Between two trials of an engine that failed on requests.
 _PROBE_EVERY_S = 1.0
 
@@ -40,8 +42,9 @@ class Caretaker:
         self._metrics = metrics
         self._load = load
         self._poll_s = poll_s
-        # What the engines of all versions share.
-        self._device = Device(inventory.care.lanes)
+        # What the engines of all versions share: the processors, and the GPU, where copies overlap computing.
+        self._processors = Device(inventory.care.lanes)
+        self._gpu = Device(_GPU_LANES)
         self._revision: int | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         # Versions whose engines are being tried, or were a moment ago.
@@ -102,7 +105,7 @@ class Caretaker:
             loaded,
             flight=self._inventory.care.recorder.entry(subject_of(version)),
             metrics=self._metrics,
-            device=self._device,
+            device=self._gpu if loaded.engine.on_gpu else self._processors,
             failed=lambda: self._report(deployment),
         )
         self._inventory.install(version, deployment, loaded.refusal)

@@ -15,7 +15,7 @@ class WatchedEngine(Engine):
         """`failed` is called, in the thread that ran it, after each batch that raised."""
         self.inputs = engine.inputs
         self.outputs = engine.outputs
-        self.concurrent_batches = engine.concurrent_batches
+        self.on_gpu = engine.on_gpu
         # When a batch last ended, on time.monotonic.
         self.used_s = time.monotonic()
         self._engine = engine

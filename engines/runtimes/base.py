@@ -52,8 +52,9 @@ class Engine(ABC):
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    # Batches that gain by running at once, from as many threads: the copies of one beside the computing of another.
-    concurrent_batches: int = 1
+    # Whether it computes on a GPU: it leaves the processors to others, and gains by running two batches at once, from
+    # as many threads, because the copies of one go on beside the computing of the other.
+    on_gpu: bool = False
     # None where the runtime does not tell.
     layers: EngineLayers | None = None
 

@@ -35,7 +35,7 @@ class PlanRefusedError(CompileError):
 class TensorRTEngine(PooledEngine):
     """A deserialized plan. Its GPU memory is freed by `close`, in order, whoever holds slots."""
 
-    concurrent_batches = LANES
+    on_gpu = True
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ import inspect
 import re
 import subprocess
 import sys
+import tomllib
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import Any
 import pytest
 
 from tests.fakes import installed
-from tests.integration.bindings.fetched import VERSIONS, tensorrt_listing
+from tests.integration.bindings.fetched import CUDA_BINDINGS, PYCUDA, VERSIONS, tensorrt_listing
 from tests.integration.bindings.stubs import split_arguments, stub
 
-PACKAGE = Path(__file__).parents[3] / "engines" / "runtimes" / "tensorrt"
+ROOT = Path(__file__).parents[3]
+PACKAGE = ROOT / "engines" / "runtimes" / "tensorrt"
 CONFIGURATION = """\
 [mypy]
 strict = true
@@ -46,6 +48,14 @@ def listing(request: pytest.FixtureRequest) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def checker(listing: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> "Checker":
     return Checker(listing, tmp_path_factory.mktemp("checked"))
+
+
+def test_the_extra_asks_for_the_versions_that_are_tested() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    least = dict(entry.split(">=") for entry in extras["optional-dependencies"]["tensorrt"])
+    assert VERSIONS[0].startswith(f"{least['tensorrt']}.")
+    assert CUDA_BINDINGS.startswith(least["cuda-bindings"])
+    assert least["pycuda"] == PYCUDA
 
 
 class Checker:

@@ -35,6 +35,8 @@ class Loader:
         self.broken: dict[tuple[str, int], Exception] = {}
         self.refused: dict[tuple[str, int], str] = {}
         self.sizes_bytes: dict[tuple[str, int], int] = {}
+        # Whether engines say that they run on a GPU.
+        self.on_gpu = False
         # Closed by a test that wants loading to take long; of these versions alone where it names some.
         self.gate = threading.Event()
         self.gate.set()
@@ -48,6 +50,7 @@ class Loader:
         if key in self.broken:
             raise self.broken[key]
         engine = self.engines[key] = EchoEngine()
+        engine.on_gpu = self.on_gpu
         refusal = self.refused.get(key)
         return Loaded(
             engine=engine,

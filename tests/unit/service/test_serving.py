@@ -31,6 +31,19 @@ async def test_an_empty_server_is_ready_and_knows_no_model(catalog: Catalog, loa
             deployments.find("digits")
 
 
+async def test_engines_on_a_gpu_share_it_apart_from_the_processors(catalog: Catalog, loader: Loader) -> None:
+    publish(catalog, "cpu")
+    async with following(catalog, loader) as deployments:
+        await until(lambda: answering(deployments, "cpu") == "1")
+        loader.on_gpu = True
+        for name in ("first", "second"):
+            publish(catalog, name)
+        await until(lambda: {answering(deployments, name) for name in ("first", "second")} == {"1"})
+        devices = {name: deployments.find(name).batcher._device for name in ("cpu", "first", "second")}
+    assert devices["first"] is devices["second"] is not devices["cpu"]
+    assert (devices["first"].lanes, devices["cpu"].lanes) == (2, 1)
+
+
 async def test_a_version_below_its_contract_answers_and_says_so(catalog: Catalog, loader: Loader) -> None:
     metrics = Metrics()
     publish(catalog, "low", verdict="below_contract", reason="it misses; it serves all the same.")
