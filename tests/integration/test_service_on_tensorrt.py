@@ -17,10 +17,10 @@ from tests.integration.running import Octet, running, wait_for
 pytestmark = pytest.mark.timeout(180)
 
 
-@pytest.fixture(scope="module", params=["10.16.1.11", "11.4.0.106"])
-def octet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Octet]:
+@pytest.fixture(scope="module")
+def octet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Octet]:
     home = tmp_path_factory.mktemp("octet") / "home"
-    with running(home, **environment(tensorrt=request.param)) as service:
+    with running(home, **environment(tensorrt="11.4.0.106")) as service:
         yield service
 
 
