@@ -32,8 +32,14 @@ def rows(*values: float) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.fl
 
 def test_answers_as_the_engine_behind_it(watched: WatchedEngine, engine: EchoEngine) -> None:
     assert (watched.inputs, watched.outputs) == (engine.inputs, engine.outputs)
-    assert watched.concurrent_batches == engine.concurrent_batches
     assert watched.run(rows(1, 2))["first"].tolist() == [[1], [2]]
+
+
+def test_says_like_the_engine_behind_it_whether_it_runs_on_a_gpu(tmp_path: Path, engine: EchoEngine) -> None:
+    flight = FlightRecorder(tmp_path / "flight").entry(Subject(model="m", number=1, build_id="b"))
+    for on_gpu in (True, False):
+        engine.on_gpu = on_gpu
+        assert WatchedEngine(engine, flight, failed=lambda: None).on_gpu is on_gpu
 
 
 def test_slots_are_used_again(watched: WatchedEngine, engine: EchoEngine) -> None:
