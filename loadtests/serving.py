@@ -12,9 +12,10 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -95,10 +96,16 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def build(
-    octet: Running, precision: Precision, model: Path, samples: Path, *, batching: Batching | None = None
+    octet: Running,
+    precision: Precision,
+    model: Path,
+    samples: Path,
+    *,
+    batching: Batching | None = None,
+    **options: Any,
 ) -> None:
-    """Uploads the model and waits until it is served."""
-    asked = {"precision": precision, "batching": (batching or Batching()).model_dump()}
+    """Uploads the model with these options and waits until it is served."""
+    asked = {"precision": precision, "batching": (batching or Batching()).model_dump(), **options}
     with httpx.Client(base_url=octet.address, timeout=60.0) as client:
         with model.open("rb") as onnx, samples.open("rb") as rows:
             answer = client.post(
@@ -199,14 +206,14 @@ def engine_of(version: Version, store: BlobStore, settings: Settings) -> Engine:
     return loaded.engine
 
 
-def loop(engine: Engine, rows: int, samples: dict[str, Array]) -> Looped:
+def loop(engine: Engine, rows: int, samples: Mapping[str, Array], *, seconds: float = _LOOP_S) -> Looped:
     """Runs one batch of `rows` rows again and again: what the engine gives where nothing is in front of it."""
     slot = engine.slot({spec.name: (rows, *samples[spec.name].shape[1:]) for spec in engine.inputs})
     for name, buffer in slot.inputs.items():
         buffer[...] = samples[name][np.arange(rows) % len(samples[name])]
     slot.run()
     started_s, cpu_s, done = time.perf_counter(), time.process_time(), 0
-    while time.perf_counter() - started_s < _LOOP_S:
+    while time.perf_counter() - started_s < seconds:
         slot.run()
         done += rows
     wall_s, cpu_s = time.perf_counter() - started_s, time.process_time() - cpu_s

@@ -62,7 +62,17 @@ def post(
         pairs = {"Content-Type": "application/json", **(headers or {})}
         table = ", ".join(f"[{json.dumps(name)}] = {json.dumps(value)}" for name, value in pairs.items())
         script.write_text(_SCRIPT.format(headers=f"{{{table}}}", body=json.dumps(str(content))))
-        command = [wrk, "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script), url]
+        command = [
+            wrk,
+            "-t1",
+            f"-c{connections}",
+            f"-d{seconds}s",
+            "--timeout",
+            "30s",
+            "-s",
+            str(script),
+            url,
+        ]
         result = subprocess.run(command, check=False, capture_output=True, text=True)
     if result.returncode:
         raise SystemExit(f"wrk on {url}: {result.stderr.strip() or result.stdout.strip()}")

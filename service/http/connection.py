@@ -111,6 +111,9 @@ class Connection(asyncio.Protocol):
                 exchange.disconnect()
         self._next.clear()
         self.resume_writing()
+        # It refers back here, and is not used any more.
+        self._parser.close()
+        del self._parser
 
     def pause_writing(self) -> None:
         self.congested = True

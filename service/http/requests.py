@@ -47,7 +47,7 @@ class RequestParser:
         self._method = self._url = b""
         self._headers: list[Header] = []
         self._expects_continue = False
-        self._llhttp = httptools.HttpRequestParser(self)
+        self._llhttp: Any = httptools.HttpRequestParser(self)
 
     def feed(self, data: bytes) -> None:
         """Reads bytes and tells the receiver what they complete.
@@ -74,6 +74,10 @@ class RequestParser:
         """Takes the news that somebody else read the rest of the body off the connection."""
         # llhttp cannot skip; a new one waits for a head.
         self._llhttp = httptools.HttpRequestParser(self)
+
+    def close(self) -> None:
+        """Parts with llhttp's parser, which refers back here: only the garbage collector would part them."""
+        self._llhttp = None
 
     def on_message_begin(self) -> None:
         self._url, self._headers, self._expects_continue = b"", [], False

@@ -4,11 +4,14 @@ from typing import Any, cast
 
 import uvicorn
 
+from service import memory
 from service.http.connection import Connection
 from service.http.exchange import Application
 from service.http.limits import ConnectionLimits
 
 _TICKS_PER_S = 10
+# Once so many connections have gone, what they held is given back.
+_MANY_CONNECTIONS = 1000
 
 
 class HttpConfig(uvicorn.Config):
@@ -25,10 +28,20 @@ class HttpServer(uvicorn.Server):
     def __init__(self, config: HttpConfig) -> None:
         super().__init__(config)
         self._ticks = max(1, round(config.limits.check_s * _TICKS_PER_S))
+        # The most connections since memory was last given back.
+        self._most_connections = 0
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second; ends the connections that have kept the server waiting too long."""
         if counter % self._ticks == 0:
-            for connection in cast("list[Connection]", list(self.server_state.connections)):
+            connections = cast("list[Connection]", list(self.server_state.connections))
+            for connection in connections:
                 connection.check()
+            self._give_back(len(connections))
         return await super().on_tick(counter)
+
+    def _give_back(self, connections: int) -> None:
+        self._most_connections = max(self._most_connections, connections)
+        if self._most_connections - connections >= _MANY_CONNECTIONS:
+            self._most_connections = connections
+            memory.give_back()
