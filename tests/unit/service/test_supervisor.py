@@ -1,0 +1,34 @@
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from service.flight import FlightRecorder, Subject
+from service.quarantine import CrashLog
+from service.settings import Settings
+from service.supervisor import blame
+
+A = Subject(model="a", number=1, build_id="a" * 32)
+B = Subject(model="b", number=3, build_id="b" * 32)
+
+
+def test_what_was_running_is_blamed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = Settings(home=tmp_path)
+    recorder = FlightRecorder(settings.flight_file)
+    recorder.entry(A)
+    with caplog.at_level(logging.ERROR):
+        recorder.entry(B).run(lambda: blame(settings, "SIGSEGV"))
+    assert caplog.messages == ["the server died of SIGSEGV; suspected: version 3 of b"]
+    assert CrashLog(settings.crash_file).suspects == {B.build_id}
+    (crash,) = json.loads(settings.crash_file.read_text())
+    assert crash["cause"] == "SIGSEGV"
+
+
+def test_nobody_is_blamed_where_nothing_was_running(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = Settings(home=tmp_path)
+    FlightRecorder(settings.flight_file).entry(A).run(lambda: None)
+    with caplog.at_level(logging.ERROR):
+        blame(settings, "SIGABRT")
+    assert caplog.messages == ["the server died of SIGABRT; suspected: no engine was running"]
+    assert CrashLog(settings.crash_file).suspects == set()
