@@ -55,7 +55,7 @@ async def index(request: Request) -> Response:
 
 @router.post("/models/{name}/load")
 async def load(request: Request, name: str) -> Response:
-    """Brings a published model into memory and answers once its default version does."""
+    """Brings a published model into memory, out of quarantine too, and answers once its default version does."""
     parameters = _object((await _asked(request)).get("parameters"))
     if parameters:
         raise BadRequestError(
