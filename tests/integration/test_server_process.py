@@ -1,6 +1,7 @@
 """The server as a process: how it starts, refuses to start, and ends."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -56,6 +57,21 @@ async def test_a_signal_ends_the_server_with_success(tmp_path: Path, number: sig
     assert process.returncode == 0, errors.decode()
     assert await status_of(port, "/v2/health/live") is None
     writer.close()
+
+
+async def test_all_that_it_writes_is_json_one_object_a_line(tmp_path: Path) -> None:
+    port = free_port()
+    process = await start(tmp_path, port, OCTET_ACCESS_LOG="1")
+    await until_ready(port)
+    assert await status_of(port, "/v2/models/nobody/infer") == 405
+    process.send_signal(signal.SIGTERM)
+    _, errors = await asyncio.wait_for(process.communicate(), 20)
+    lines = [json.loads(line) for line in errors.decode().splitlines()]
+    assert {line["role"] for line in lines} == {"server"}
+    last = lines[-1]
+    assert (last["logger"], last["status"]) == ("service.observer", 405)
+    assert last["message"] == "GET /v2/models/nobody/infer 405"
+    assert last["request_id"]
 
 
 async def test_a_body_that_is_still_coming_is_answered_before_the_end(tmp_path: Path) -> None:
