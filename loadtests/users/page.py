@@ -126,47 +126,57 @@ def _figures(charts: Sequence[tuple[str, Markup]]) -> Markup:
 
 
 def _against_users(steps: Sequence[Step]) -> list[tuple[str, Markup]]:
+    """What the users saw, and what the server says of itself where it says anything."""
     users = Axis(title="users", logarithmic=True, ticks=tuple(sorted({float(step.users) for step in steps})))
-    legend = "Blue: JSON, orange: binary."
-
-    def lines(look: str, value: Callable[[Step], float | None], what: str) -> list[Line]:
-        return [
-            Line(
-                look=f"{_COLOURS[form]} {look}".strip(),
-                points=tuple(
-                    Point(x=step.users, y=seen, told=f"{form}, {step.users} users: {seen:,.2f} {what}")
-                    for step in steps
-                    if step.form == form and (seen := value(step)) is not None
-                ),
-            )
-            for form in dict.fromkeys(step.form for step in steps)
-        ]
-
-    latency = [
-        *lines("dotted", lambda step: step.p50_ms, "ms p50"),
-        *lines("dashed", lambda step: step.p90_ms, "ms p90"),
-        *lines("", lambda step: step.p99_ms, "ms p99"),
-    ]
     charts = [
         (
-            f"Latency: p50 dotted, p90 dashed, p99 solid. {legend}",
-            chart("Latency against users", latency, x=users, y=Axis(title="ms", logarithmic=True)),
+            "Latency: p50 dotted, p90 dashed, p99 solid.",
+            [
+                *_lines(steps, "dotted", lambda step: step.p50_ms, "ms p50"),
+                *_lines(steps, "dashed", lambda step: step.p90_ms, "ms p90"),
+                *_lines(steps, "", lambda step: step.p99_ms, "ms p99"),
+            ],
+            Axis(title="ms", logarithmic=True),
         ),
         (
-            f"Throughput. {legend}",
-            chart(
-                "Throughput against users",
-                lines("", lambda step: step.rows_per_s, "rows/s"),
-                x=users,
-                y=Axis(title="rows/s"),
-            ),
+            "Throughput.",
+            _lines(steps, "", lambda step: step.rows_per_s, "rows/s"),
+            Axis(title="rows/s"),
+        ),
+        (
+            "Rows that the server put into a batch, by its own metrics.",
+            _lines(steps, "", lambda step: step.batch_rows, "rows a batch"),
+            Axis(title="rows a batch"),
+        ),
+        (
+            "Mean wait (dashed) and time in the engine (solid), by the server's own metrics.",
+            [
+                *_lines(steps, "dashed", lambda step: step.queue_ms, "ms of wait"),
+                *_lines(steps, "", lambda step: step.compute_ms, "ms in the engine"),
+            ],
+            Axis(title="ms"),
         ),
     ]
-    batches = lines("", lambda step: step.batch_rows, "rows a batch")
-    if any(line.points for line in batches):
-        picture = chart("Batches against users", batches, x=users, y=Axis(title="rows a batch"))
-        charts.append((f"Rows that the server put into a batch, by its own metrics. {legend}", picture))
-    return charts
+    return [
+        (f"{caption} Blue: JSON, orange: binary.", chart(caption, lines, x=users, y=y))
+        for caption, lines, y in charts
+        if any(line.points for line in lines)
+    ]
+
+
+def _lines(steps: Sequence[Step], look: str, value: Callable[[Step], float | None], what: str) -> list[Line]:
+    """A line for each form of requests."""
+    return [
+        Line(
+            look=f"{_COLOURS[form]} {look}".strip(),
+            points=tuple(
+                Point(x=step.users, y=seen, told=f"{form}, {step.users} users: {seen:,.2f} {what}")
+                for step in steps
+                if step.form == form and (seen := value(step)) is not None
+            ),
+        )
+        for form in dict.fromkeys(step.form for step in steps)
+    ]
 
 
 def _over_time(steps: Sequence[Step]) -> list[tuple[str, Markup]]:

@@ -95,6 +95,14 @@ async def test_a_model_shows_what_it_does_now(tmp_path: Path) -> None:
         assert (await server.ask("GET", "/v1/models/echo/versions/1")).json["live"] is None
 
 
+async def test_a_deleted_model_leaves_the_metrics(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        await server.infer(1)
+        assert b'model="echo"' in (await server.ask("GET", "/metrics")).body
+        assert (await server.ask("DELETE", "/v1/models/echo")).status == 204
+        await until(lambda: b'model="echo"' not in server.context.metrics.scrape())
+
+
 async def test_counts_are_sampled_while_the_server_runs(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         samples = server.context.metrics.of("echo", "1").recent._samples
