@@ -1,5 +1,6 @@
 """The report of a build: what was asked, what was made, how it was proven, and what it costs to run."""
 
+import contextlib
 import enum
 from collections.abc import Iterable
 from importlib import metadata
@@ -13,12 +14,14 @@ from engines.choices import Choices, Layers
 from engines.contract import Clause
 from engines.errors import InvalidArtifactError
 from engines.options import CalibrationMethod, Contract, Precision
-from engines.report_details import HistogramReport, LatencyReport, LayerErrors
+from engines.report_details import EngineLayersReport, HistogramReport, LatencyReport, LayerErrors
 from engines.report_details import ReportPart as _Part
 
 FEW_ROWS = 32
 """Fewer verify rows than these are weak evidence: a model that fails one row in twenty passes on them, one time
 in five. The fifth percentile of fewer is hardly more than their worst row."""
+_GPU_LIBRARIES = ("tensorrt", "pycuda", "cuda-bindings")
+"""There where octet was installed for NVIDIA GPUs."""
 _LIBRARIES = ("octet", "openvino", "onnxruntime", "onnx", "numpy")
 
 
@@ -169,17 +172,6 @@ class ThresholdReport(_Part):
     # Largest magnitude that was seen.
     absmax: float
     method: CalibrationMethod
-
-
-class EngineLayersReport(_Part):
-    """What the runtime made of the 8-bit model: fused layers, and the types that they compute in."""
-
-    # How many layers compute in which type.
-    by_type: dict[str, int]
-    # Names of the layers that compute in 8 bits.
-    eight_bit: tuple[str, ...]
-    # Names of the quantizers that became layers of their own: they cost time instead of saving it.
-    alone: tuple[str, ...]
 
 
 class Hardware(_Part):
@@ -339,4 +331,8 @@ def clause_reports(clauses: Iterable[Clause]) -> tuple[ClauseReport, ...]:
 
 def versions() -> dict[str, str]:
     """Versions of octet and of the libraries that figures depend on."""
-    return {name: metadata.version(name) for name in _LIBRARIES}
+    found = {name: metadata.version(name) for name in _LIBRARIES}
+    for name in _GPU_LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

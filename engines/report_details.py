@@ -44,6 +44,17 @@ class LayerErrors(ReportPart):
     layers: tuple[LayerError, ...] = ()
 
 
+class EngineLayersReport(ReportPart):
+    """What the runtime made of the 8-bit model: fused layers, and the types that they compute in."""
+
+    # How many layers compute in which type.
+    by_type: dict[str, int]
+    # Names of the layers that compute in 8 bits.
+    eight_bit: tuple[str, ...]
+    # Names of the quantizers that became layers of their own: they cost time instead of saving it.
+    alone: tuple[str, ...]
+
+
 class LatencyReport(ReportPart):
     """Median time of one run of the engine, nothing in front of it."""
 

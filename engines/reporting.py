@@ -19,7 +19,6 @@ from engines.quantization.arrived import Arrived
 from engines.report import (
     ArrivedReport,
     Batching,
-    EngineLayersReport,
     EngineReport,
     Evidence,
     Hardware,
@@ -32,7 +31,7 @@ from engines.report import (
     versions,
     weak_evidence,
 )
-from engines.report_details import LatencyReport, LayerErrors, speed_warnings
+from engines.report_details import EngineLayersReport, LatencyReport, LayerErrors, speed_warnings
 from engines.runtimes.base import Runtime
 from engines.samples import Splits
 from engines.workspace import (

@@ -232,7 +232,8 @@ class Graph:
         mode = graphs.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         _call(graphs.cuStreamBeginCapture, self._stream, mode)
         try:
-            enqueue()
+            with translated("the batch cannot be captured"):
+                enqueue()
         except BaseException:
             # A stream that is left capturing takes no other work; what was captured is of no use.
             with contextlib.suppress(EngineRunError):

@@ -408,8 +408,13 @@ class ICudaEngine:
     def create_engine_inspector(self) -> EngineInspector:
         return EngineInspector(self._proto, detailed=self._header["detailed"])
 
-    def create_execution_context(self) -> "IExecutionContext":
+    def create_execution_context(self) -> "IExecutionContext | None":
         gpu.the.require_context("an execution context is made")
+        if int(gpu.the.settings.memory_bytes) < 1024:
+            self._logger.log(
+                ILogger.ERROR, "[executionContext.cpp::init::1] Error Code 2: OutOfMemory (no memory)"
+            )
+            return None
         self._contexts += 1
         return IExecutionContext(self, has_profile=self._contexts == 1)
 

@@ -131,4 +131,5 @@ class TensorRTSlot:
             self._graph = self._scope.graph(self._lane.stream, self._enqueue)
         except EngineRunError as error:
             self._lane.captures = False
-            logger.warning("batches run without CUDA graphs: %s", error)
+            # Its text alone: the error holds frames, and they the stream, beyond the engine's end.
+            logger.warning("batches run without CUDA graphs: %s", str(error))

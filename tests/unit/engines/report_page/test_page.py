@@ -20,7 +20,6 @@ from engines.report import (
     ArrivedReport,
     Batching,
     ClauseReport,
-    EngineLayersReport,
     Evidence,
     IntervalReport,
     Report,
@@ -29,7 +28,14 @@ from engines.report import (
     Verdict,
     output_reports,
 )
-from engines.report_details import HistogramReport, LatencyReport, LayerError, LayerErrors, speed_warnings
+from engines.report_details import (
+    EngineLayersReport,
+    HistogramReport,
+    LatencyReport,
+    LayerError,
+    LayerErrors,
+    speed_warnings,
+)
 from engines.report_page.figures import NOTHING
 from engines.report_page.page import SECTIONS, render
 from engines.report_page.sections import verdict_line

@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 from engines.errors import CompileError, EngineRunError
+from engines.external_weights import weights_path
 from engines.options import ShapeProfile
 from engines.runtimes.base import Engine
 from engines.runtimes.tensorrt.profiles import ShapeLimits
@@ -61,6 +62,27 @@ class TestGraphs:
         with compiled(tmp_path) as engine:
             assert [engine.run({"vector": vector_rows(2)})["scores"].shape for _ in range(3)] == [(2, 4)] * 3
             assert not gpu.the.executables
+
+    def test_work_that_cannot_be_captured_costs_no_batch(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        from pycuda import driver  # noqa: PLC0415 # the fake
+
+        copy = driver.memcpy_dtoh_async
+
+        def refuse(dest: Any, src: int, stream: Any) -> None:
+            if gpu.the.stream(stream.handle).capturing is not None:
+                raise driver.LogicError(
+                    "cuMemcpyDtoHAsync failed: operation not permitted when stream is capturing"
+                )
+            copy(dest, src, stream)
+
+        monkeypatch.setattr(driver, "memcpy_dtoh_async", refuse)
+        with compiled(tmp_path) as engine:
+            for _ in range(3):
+                assert engine.run({"vector": vector_rows(2)})["scores"].shape == (2, 4)
+            assert not gpu.the.graphs
+        assert "operation not permitted when stream is capturing" in caplog.messages[0]
 
     def test_an_engine_that_cannot_be_captured_runs_without_and_says_so_once(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -124,6 +146,16 @@ class TestMemory:
             assert (len(gpu.the.device), len(gpu.the.pinned)) == used
             assert engine.run({"vector": vector_rows(2)})["scores"].shape == (2, 4)
 
+    def test_a_gpu_without_room_for_the_engine_is_a_compile_error(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(gpu.the, "settings", gpu.Settings(memory_bytes="512"))
+        with pytest.raises(
+            CompileError, match=r"TensorRT cannot set the engine up: OutOfMemory \(no memory\)\."
+        ):
+            compiled(tmp_path)
+        gpu.the.check_leaks()
+
     def test_memory_that_idle_batches_hold_is_given_to_the_one_that_needs_it(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -186,6 +218,19 @@ class TestPlans:
 
         with pytest.raises(InterruptedError, match="enough"):
             compiled(tmp_path, progress=cancel)
+
+
+@pytest.mark.usefixtures("machine")
+def test_weights_beside_the_model_are_read(tmp_path: Path) -> None:
+    from engines.runtimes.tensorrt.runtime import TensorRTRuntime  # noqa: PLC0415 # it imports what is fake
+
+    path, model = tmp_path / "model.onnx", mlp()
+    with compiled(tmp_path, mlp()) as engine:
+        expected = engine.run({"vector": vector_rows(2)})["scores"]
+    onnx.save(model, path, save_as_external_data=True, location=weights_path(path).name, size_threshold=0)
+    with TensorRTRuntime().compile(path, threads=1, cache=tmp_path / "cache") as engine:
+        np.testing.assert_array_equal(engine.run({"vector": vector_rows(2)})["scores"], expected)
+    assert not list((tmp_path / "cache").rglob("[0-9a-f]*.engine")), "plans of large models are not kept"
 
 
 @pytest.mark.usefixtures("machine")
