@@ -53,6 +53,12 @@ class LayerKind(enum.StrEnum):
     MATMUL = "MatMul"
 
 
+_WITHOUT_KERNEL = {
+    "Einsum": "it is no plain product with constant weights",
+    **dict.fromkeys(("GRU", "LSTM", "RNN"), "recurrent layers have no 8-bit kernels"),
+}
+"""Other operators that multiply, and why they stay floating."""
+
 CONVOLUTIONS = frozenset({LayerKind.CONV, LayerKind.CONV_TRANSPOSE})
 
 
@@ -150,6 +156,8 @@ class _Placer:
         for node in self._graph.node:
             if node.op_type in LayerKind.__members__.values():
                 self._place_layer(node)
+            elif reason := _WITHOUT_KERNEL.get(node.op_type):
+                self._skip(node, reason)
         # Second, because a residual is best a tensor that some layer has quantized already.
         for node, index in residual_inputs(self._graph, self._convolutions, self._uses.keys()):
             self._use(node, index)
@@ -168,7 +176,7 @@ class _Placer:
             return
         reason = self._reason_to_skip(node)
         if reason is not None:
-            self._skipped.append(SkippedLayer(node=node.name, operator=node.op_type, reason=reason))
+            self._skip(node, reason)
             return
         if node.op_type in CONVOLUTIONS:
             self._convolutions.add(node.name)
@@ -189,6 +197,9 @@ class _Placer:
             return _matrix_reason(node, weights)
         float8 = self._precision is Precision.FP8
         return _convolution_reason(node) or (float8_convolution_reason(node, weights) if float8 else None)
+
+    def _skip(self, node: onnx.NodeProto, reason: str) -> None:
+        self._skipped.append(SkippedLayer(node=node.name, operator=node.op_type, reason=reason))
 
     def _is_float32(self, tensor: str) -> bool:
         """Whether it is an activation that is known to be float32."""

@@ -21,9 +21,24 @@ _NOISE = re.compile(
     r"|Model wasn't fully converted\.|Summary:|To facilitate the conversion.*|While validating node ",
     re.DOTALL,
 )
+_FAILED = re.compile(r"^-- (\w+)-\d+ with a message:$(.*?)(?=^-- |^Summary:|\Z)", re.DOTALL | re.MULTILINE)
+_NODE = re.compile(r"While validating ONNX node '.*?':")
+_FOLLOWS = "Unsupported input type dynamic"
+"""What is said of operators that come after one that failed."""
 _LONGEST = 300
 
 
 def explain(text: str) -> str:
     """What OpenVINO says, without its source lines."""
-    return " ".join(_NOISE.sub(" ", text).split()).strip("-. ")[:_LONGEST] or "it gives no reason"
+    failed = {operator: _plain(_NODE.sub(" ", reason)) for operator, reason in _FAILED.findall(text)}
+    roots = {operator: reason for operator, reason in failed.items() if reason != _FOLLOWS}
+    if roots:
+        named = ", ".join(
+            f"{operator} ({reason})" if reason else operator for operator, reason in roots.items()
+        )
+        return f"OpenVINO does not take {named[:_LONGEST]}; export the model with other operators or shapes"
+    return _plain(text)[:_LONGEST] or "it gives no reason"
+
+
+def _plain(text: str) -> str:
+    return " ".join(_NOISE.sub(" ", text).split()).strip("-. ")

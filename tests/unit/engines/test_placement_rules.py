@@ -116,6 +116,12 @@ def gemm(**attributes: int) -> Callable[[GraphBuilder], object]:
     return build
 
 
+def recurrent(graph: GraphBuilder) -> None:
+    weights = [graph.weight("w", 1, 64, 32), graph.weight("r", 1, 64, 16)]
+    graph.node("LSTM", ["x", *weights], "states", hidden_size=16)
+    graph.node("Einsum", ["states", graph.weight("heads", 6, 16, 32)], "y", equation="ndbh,bhk->nbk")
+
+
 def shared_weights(graph: GraphBuilder) -> None:
     graph.weight("w", 32, 32)
     graph.node("MatMul", ["x", "w"], "one")
@@ -360,6 +366,15 @@ RULES = {
         inputs={"x": ("n", 6, 5, 32)},
         outputs=("y",),
         skipped={"y_node": "its weights have 3 dimensions"},
+    ),
+    "recurrent layers and sums of other forms: floating, and the report says why": Golden(
+        build=recurrent,
+        inputs=TOKENS,
+        outputs=("y",),
+        skipped={
+            "states_node": "recurrent layers have no 8-bit kernels",
+            "y_node": "it is no plain product with constant weights",
+        },
     ),
     "weights that layers share: a quantizer for each, along its own axis": Golden(
         build=shared_weights,
