@@ -17,7 +17,7 @@ from engines.preparation.folding import fold_constants
 from engines.preparation.free_batch import free_batch
 from engines.preparation.matrix_products import plain_products
 from engines.preparation.opset import set_ir_version, upgrade_opset
-from engines.preparation.single_precision import is_half, skip_equal_casts, widen
+from engines.preparation.single_precision import convert, skip_equal_casts, types_to_convert
 from engines.preparation.tidying import (
     constants_to_initializers,
     hide_default_inputs,
@@ -37,7 +37,7 @@ def prepare(model: Model) -> Model:
     """A new model that computes the same and that the quantizer can work on; `model` is left as it is.
 
     Its opset is 21 where onnx can convert to it (else the nearest that quantization can work with), constants are
-    initializers, 16-bit floats are computed in FP32, weights that were reshaped, transposed or cast are folded,
+    initializers, other floats are computed in FP32, weights that were reshaped, transposed or cast are folded,
     BatchNormalization is part of the convolution before it, products with weights are plain ones, attention is written
     as runtimes know it, nothing is dead, every node has a name of its own and every tensor whose shape can be inferred
     has it. Inputs and outputs keep names, order, types and shapes.
@@ -50,8 +50,8 @@ def prepare(model: Model) -> Model:
     graph = proto.graph
     hide_default_inputs(graph)
     constants_to_initializers(graph)
-    if is_half(proto):
-        widen(graph)
+    if types := types_to_convert(proto):
+        convert(graph, types)
         skip_equal_casts(graph, _element_types(proto))
     remove_identities(graph)
     _fold(proto)

@@ -1,18 +1,21 @@
-"""Graphs in 16-bit floats, computed in FP32: what is quantized, and what the processors here are fast at.
+"""Graphs in 16-bit or 64-bit floats, computed in FP32: what is quantized, and what the processors here are fast at.
 
-Every 16-bit float becomes an FP32 one, exactly: weights are widened, casts and attributes that name the type name
-FP32. Inputs and outputs keep their types behind casts at the edges, so clients see the model as it was uploaded.
-What is computed in between is closer to the real numbers than in the uploaded model.
+Every such float becomes an FP32 one: weights are converted, casts and attributes that name the type name FP32. Inputs
+and outputs keep their types behind casts at the edges, so clients see the model as it was uploaded. Of 16-bit floats
+the change is exact, and what is computed in between is closer to the real numbers than in the uploaded model. 64-bit
+floats lose digits that no 8-bit engine has, and a model that needs them fails the proof of its FP32 engine.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
+import numpy as np
 import onnx
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from engines.preparation.tidying import fresh_name, tensor_names
 
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _TYPE_ATTRIBUTES = frozenset({"dtype", "output_datatype", "output_dtype", "to"})
 """Attributes that name an element type."""
 
@@ -27,31 +30,43 @@ def is_bfloat16(proto: onnx.ModelProto) -> bool:
     return TensorProto.BFLOAT16 in _float_types(proto.graph)
 
 
+def types_to_convert(proto: onnx.ModelProto) -> frozenset[int]:
+    """The float types that are to become FP32.
+
+    64-bit floats only where layers have weights of them: elsewhere they may count rows or pixels.
+    """
+    halves = _HALVES if is_half(proto) else ()
+    doubles = {t.name for t in proto.graph.initializer if t.data_type == TensorProto.DOUBLE}
+    layers = (node for node in proto.graph.node if node.op_type in _LAYERS)
+    computes = any(name in doubles for node in layers for name in node.input[:2])
+    return frozenset({*halves, TensorProto.DOUBLE} if computes else halves)
+
+
 def _float_types(graph: onnx.GraphProto) -> set[int]:
     """The 16-bit float types that inputs, outputs, weights or attributes of a graph have."""
     values = (value.type.tensor_type.elem_type for value in (*graph.input, *graph.output))
-    attributes = (_half_type(attribute) for node in graph.node for attribute in node.attribute)
+    attributes = (_type_of(attribute) for node in graph.node for attribute in node.attribute)
     return {*values, *attributes, *(tensor.data_type for tensor in graph.initializer)}.intersection(_HALVES)
 
 
-def widen(graph: onnx.GraphProto) -> None:
-    """Turns a graph in 16-bit floats into one in FP32, its inputs and outputs aside. Others stay as they are."""
+def convert(graph: onnx.GraphProto, types: Collection[int]) -> None:
+    """Turns floats of these types into FP32, inputs and outputs aside."""
     # Bits that are reinterpreted have no wider equal.
     if any(node.op_type == "BitCast" for node in graph.node):
         return
     for tensor in graph.initializer:
-        _widen_tensor(tensor)
+        _convert_tensor(tensor, types)
     for node in graph.node:
         for attribute in node.attribute:
-            if _half_type(attribute):
-                _widen_attribute(attribute)
+            if _type_of(attribute) in types:
+                _convert_attribute(attribute, types)
     taken = tensor_names(graph)
     given = {value.name for value in graph.input}
-    before = [_widened_input(graph, value, taken) for value in graph.input if _is_half_value(value)]
+    before = [_cast_input(graph, value, taken) for value in graph.input if _element_type(value) in types]
     after = [
-        _narrowed_output(graph, value, taken)
+        _cast_output(graph, value, taken)
         for value in graph.output
-        if _is_half_value(value) and value.name not in given
+        if _element_type(value) in types and value.name not in given
     ]
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in (*before, *graph.node, *after)]
     del graph.node[:]
@@ -71,34 +86,32 @@ def _target(node: onnx.NodeProto) -> int:
     return int(next(attribute.i for attribute in node.attribute if attribute.name == "to"))
 
 
-def _half_type(attribute: AttributeProto) -> int:
-    """The 16-bit float type that an attribute names or holds, or 0."""
-    kind = 0
+def _type_of(attribute: AttributeProto) -> int:
+    """The element type that an attribute names or holds, or 0."""
     if attribute.name in _TYPE_ATTRIBUTES and attribute.type == AttributeProto.INT:
-        kind = attribute.i
-    elif attribute.type == AttributeProto.TENSOR:
-        kind = attribute.t.data_type
-    return kind if kind in _HALVES else 0
+        return int(attribute.i)
+    return int(attribute.t.data_type) if attribute.type == AttributeProto.TENSOR else 0
 
 
-def _widen_attribute(attribute: AttributeProto) -> None:
+def _convert_attribute(attribute: AttributeProto, types: Collection[int]) -> None:
     if attribute.type == AttributeProto.TENSOR:
-        _widen_tensor(attribute.t)
+        _convert_tensor(attribute.t, types)
     else:
         attribute.i = TensorProto.FLOAT
 
 
-def _widen_tensor(tensor: TensorProto) -> None:
-    if tensor.data_type in _HALVES:
-        wide = numpy_helper.to_array(tensor).astype("float32")
-        tensor.CopyFrom(numpy_helper.from_array(wide, tensor.name))
+def _convert_tensor(tensor: TensorProto, types: Collection[int]) -> None:
+    if tensor.data_type in types:
+        with np.errstate(over="ignore"):
+            single = numpy_helper.to_array(tensor).astype(np.float32)
+        tensor.CopyFrom(numpy_helper.from_array(single, tensor.name))
 
 
-def _is_half_value(value: onnx.ValueInfoProto) -> bool:
-    return value.type.tensor_type.elem_type in _HALVES
+def _element_type(value: onnx.ValueInfoProto) -> int:
+    return int(value.type.tensor_type.elem_type)
 
 
-def _widened_input(graph: onnx.GraphProto, value: onnx.ValueInfoProto, taken: set[str]) -> onnx.NodeProto:
+def _cast_input(graph: onnx.GraphProto, value: onnx.ValueInfoProto, taken: set[str]) -> onnx.NodeProto:
     """A cast of the input, which all nodes read in its place."""
     wide = fresh_name(f"{value.name}_float32", taken)
     for node in graph.node:
@@ -108,7 +121,7 @@ def _widened_input(graph: onnx.GraphProto, value: onnx.ValueInfoProto, taken: se
     return helper.make_node("Cast", [value.name], [wide], to=TensorProto.FLOAT)
 
 
-def _narrowed_output(graph: onnx.GraphProto, value: onnx.ValueInfoProto, taken: set[str]) -> onnx.NodeProto:
+def _cast_output(graph: onnx.GraphProto, value: onnx.ValueInfoProto, taken: set[str]) -> onnx.NodeProto:
     """A cast to the output, from what wrote it before."""
     wide = fresh_name(f"{value.name}_float32", taken)
     for tensor in graph.initializer:

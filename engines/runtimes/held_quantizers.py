@@ -1,4 +1,4 @@
-"""Keeps OpenVINO from moving quantizers to where it computes them wrongly. Two cases were seen, of OpenVINO 2026.4:
+"""Keeps OpenVINO from moving quantizers to where it computes them wrongly. Three cases were seen, of OpenVINO 2026.4:
 
 * A QuantizeLinear behind a Concat is moved to the Concat's inputs. Where the codes are INT8 and a convolution reads
   them, what comes out is rounded to whole numbers instead of to the scale: 3 dB where the ONNX standard has 60, for
@@ -7,9 +7,11 @@
 * The codes of a convolution's output are moved, in place of the numbers, on their way to a Concat. Where the batch is
   free and an Expand to it makes the Concat's other input, most of them end up in the wrong places: 0 to 3 dB, for INT8
   and UINT8. So do vision transformers prepend their class token, and NNCF quantizes their patches.
+* A cast from an input becomes part of the quantizer behind it, which has no kernel for some types: the model does not
+  compile.
 
-A Max in front of the quantizer stops both. It changes no answer, because its bound lies beyond the smallest code, and
-the quantizer becomes part of its kernel, so that the values are read and written as often as before.
+A Max in front of the quantizer stops all of them. It changes no answer, because its bound lies beyond the smallest
+code, and the quantizer becomes part of its kernel, so that the values are read and written as often as before.
 """
 
 from collections.abc import Mapping
@@ -25,6 +27,9 @@ from engines.wiring import producers, readers
 _SMALLEST: Mapping[int, int] = {TensorProto.INT8: -128, TensorProto.UINT8: 0}
 _BEYOND = 2
 """Steps below the smallest code at which the bound lies: rounding cannot reach it."""
+_UNKNOWN_TYPES = frozenset(
+    {TensorProto.DOUBLE, TensorProto.INT16, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64}
+)
 _RECTIFIERS = frozenset({"Relu", "Clip"})
 
 
@@ -35,7 +40,11 @@ def hold_quantizers(proto: onnx.ModelProto) -> None:
     wiring = _Wiring(graph)
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
-        wrong = wiring.is_signed_concat(node, constants) or wiring.is_moved_convolution(node)
+        wrong = (
+            wiring.is_signed_concat(node, constants)
+            or wiring.is_moved_convolution(node)
+            or wiring.is_cast_of_unknown(node)
+        )
         if wrong and (bound := _bound(node, constants)) is not None:
             # The quantized tensor's own name is unique, and so are names made of it.
             held, limit = f"{node.output[0]}_held", f"{node.output[0]}_least"
@@ -56,6 +65,8 @@ class _Wiring:
         self._operators = {name: node.op_type for name, node in producers(graph).items()}
         self._sources = {name: node.input[0] for name, node in producers(graph).items() if node.input}
         self._readers = readers(graph)
+        unknown = (v for v in graph.input if v.type.tensor_type.elem_type in _UNKNOWN_TYPES)
+        self._unknown = {value.name for value in unknown}
 
     def is_signed_concat(self, node: onnx.NodeProto, constants: dict[str, TensorProto]) -> bool:
         """Whether a node quantizes a Concat's output to INT8 for a convolution."""
@@ -79,6 +90,11 @@ class _Wiring:
         if self._operators.get(source) in _RECTIFIERS:
             source = self._sources[source]
         return self._operators.get(source) == "Conv" and self._is_joined(node.output[0])
+
+    def is_cast_of_unknown(self, node: onnx.NodeProto) -> bool:
+        """Whether a node quantizes what is cast from an input of a type that quantizers do not read."""
+        source = node.input[0] if node.op_type == "QuantizeLinear" else ""
+        return self._operators.get(source) == "Cast" and self._sources[source] in self._unknown
 
     def _is_joined(self, codes: str) -> bool:
         pending = [(codes, False)]

@@ -112,7 +112,7 @@ def flattening_net(*, rows: int | str = "n", opset: int = DEFAULT_OPSET) -> onnx
 
 
 def in_half_precision(model: onnx.ModelProto, element_type: int = TensorProto.FLOAT16) -> onnx.ModelProto:
-    """The model with every float tensor, inputs and outputs included, of 16 bits."""
+    """The model with every float tensor, inputs and outputs included, of 16 bits, or of another type."""
     half = onnx.ModelProto()
     half.CopyFrom(model)
     for tensor in half.graph.initializer:

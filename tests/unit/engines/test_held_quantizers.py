@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from engines.formats import sqnr_db
 from engines.runtimes.held_quantizers import hold_quantizers
@@ -169,3 +169,26 @@ def test_a_quantizer_whose_scale_is_computed_is_left_alone() -> None:
     proto.graph.initializer.remove(step)
     proto.graph.input.append(onnx.helper.make_tensor_value_info("joined_scale", TensorProto.FLOAT, []))
     assert held(proto) == proto
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float64", "int16", "uint16", "uint32", "uint64", "float16", "uint8", "int64"]
+)
+def test_inputs_of_every_type_may_be_cast_in_front_of_a_quantizer(dtype: str, tmp_path: Path) -> None:
+    graph = GraphBuilder(opset=21)
+    graph.node("Cast", ["numbers"], "cast", to=TensorProto.FLOAT)
+    step = graph.constant("w_scale", np.asarray(0.01, np.float32))
+    zero = graph.constant("w_zero", np.asarray(0, np.int8))
+    codes = graph.constant("w", graph.random.integers(-127, 128, (32, 32)).astype(np.int8))
+    weights = graph.node("DequantizeLinear", [codes, step, zero], "w_pair")
+    graph.node("MatMul", [pair(graph, "cast", zero_point=np.int8(0)), weights], "scores")
+    numbers = helper.make_tensor_value_info(
+        "numbers", helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), ["n", 32]
+    )
+    proto = graph.model([numbers], [floats("scores", "n", 32)])
+    path = tmp_path / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    rows = {"numbers": np.random.default_rng(4).integers(0, 7, (8, 32)).astype(dtype)}
+    right = ReferenceSession(proto.SerializeToString(), threads=1).run(rows)["scores"]
+    with OpenVINORuntime().compile(path, threads=1) as engine:
+        assert sqnr_db(right, engine.run(rows)["scores"]) > 60

@@ -4,7 +4,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.model import Model, load_model
-from engines.preparation.single_precision import is_half, widen
+from engines.preparation.single_precision import convert, is_half, types_to_convert
 from engines.prepare import prepare
 from engines.runtimes.reference import ReferenceSession
 from tests.unit.engines import odd_graphs, onnx_graphs
@@ -103,5 +103,33 @@ def test_reinterpreted_bits_are_left_alone() -> None:
     proto = odd_graphs.in_half_precision(onnx_graphs.mlp())
     proto.graph.node.append(helper.make_node("BitCast", ["relu"], ["bits"], to=TensorProto.UINT16))
     before = proto.SerializeToString()
-    widen(proto.graph)
+    convert(proto.graph, types_to_convert(proto))
     assert proto.SerializeToString() == before
+
+
+def test_layers_of_64_bit_floats_are_computed_in_float32_behind_their_own_types() -> None:
+    before = load_model(
+        odd_graphs.in_half_precision(odd_graphs.two_towers(), TensorProto.DOUBLE).SerializeToString()
+    )
+    after = prepare(before)
+    assert not is_half(before.proto)
+    assert element_types(after) == {TensorProto.FLOAT}
+    assert (after.inputs, after.outputs) == (before.inputs, before.outputs)
+    feeds = {
+        name: np.random.default_rng(2).normal(size=(4, size)) for name, size in (("left", 24), ("right", 16))
+    }
+    right, found = answers(before, **feeds), answers(after, **feeds)
+    for name in ("scores", "gates"):
+        assert found[name].dtype == np.float64
+        np.testing.assert_allclose(found[name], right[name], atol=1e-5)
+
+
+def test_64_bit_floats_beside_layers_of_float32_stay() -> None:
+    graph = GraphBuilder()
+    graph.node("MatMul", ["vector", graph.weight("weight", 12, 12)], "product")
+    graph.node("Cast", ["product"], "long", to=TensorProto.DOUBLE)
+    graph.node("Mul", ["long", graph.constant("third", np.array(1 / 3))], "scaled")
+    graph.node("Cast", ["scaled"], "scores", to=TensorProto.FLOAT)
+    proto = graph.model([onnx_graphs.floats("vector", "n", 12)], [onnx_graphs.floats("scores", "n", 12)])
+    after = prepare(load_model(proto.SerializeToString()))
+    assert TensorProto.DOUBLE in element_types(after)
