@@ -12,6 +12,7 @@ import resource
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,10 @@ MOST_MEMORY = 1.1
 """Most resident memory afterwards, against before."""
 _IDLE = 10_000
 _LENGTH = 1 << 20
-# From the end of an attack to the next load: the server looks at its connections once a second.
+# From the end of an attack to the next load: the server looks at its connections once a second. More is given
+# where its memory has not come back by then.
 _RECOVERY_S = 3.0
+_LONGEST_RECOVERY_S = 15.0
 _SETTLING_S = 120.0
 
 
@@ -265,7 +268,7 @@ async def endured(attack: Attack, side: Side, server: int, options: argparse.Nam
             attacker.cancel()
         await asyncio.gather(*attackers, return_exceptions=True)
         target.settled = 0
-        await asyncio.sleep(_RECOVERY_S)
+        await recovered(server, memory_before)
     return Result(
         name=f"{attack.clients} {attack.name}",
         before=before,
@@ -284,6 +287,16 @@ async def there(attack: Attack, target: Target) -> None:
             while target.settled < attack.clients:  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(0.1)
         await asyncio.sleep(1)
+
+
+async def recovered(server: int, memory_before: int) -> None:
+    """Gives the server time to part with what the attackers left."""
+    started_s = time.monotonic()
+    await asyncio.sleep(_RECOVERY_S)
+    while resident_bytes(server) > memory_before:
+        if time.monotonic() - started_s > _LONGEST_RECOVERY_S:
+            return
+        await asyncio.sleep(0.5)
 
 
 async def over_and_over(attack: Attack, target: Target) -> None:

@@ -107,3 +107,19 @@ def test_binary_tensors_keep_apart_in_a_request_in_any_order(values: list[Array]
 def test_a_binary_tensor_is_not_copied_on_its_way_in(values: Array) -> None:
     body = to_binary(values)
     assert np.shares_memory(from_binary(body, values.shape, spec(values)), np.frombuffer(body, np.uint8))
+
+
+@given(tensors(sorted(DATATYPES), SHAPES, text=False))
+def test_an_output_comes_back_from_a_binary_response_even_of_no_elements(values: Array) -> None:
+    answer = encode(model="m", version="1", request_id=None, outputs={"y": values}, wanted={"y": True})
+    (output,) = orjson.loads(answer.pieces[0])["outputs"]
+    data = memoryview(b"".join(answer.pieces[1:]))
+    assert output["parameters"]["binary_data_size"] == len(data)
+    assert_same(from_binary(data, tuple(output["shape"]), spec(values)), values)
+
+
+@given(tensors(IN_JSON, SHAPES, text=True))
+def test_an_output_comes_back_from_a_json_response_even_of_no_elements(values: Array) -> None:
+    answer = encode(model="m", version="1", request_id=None, outputs={"y": values}, wanted={"y": False})
+    (output,) = orjson.loads(b"".join(answer.pieces))["outputs"]
+    assert_same(from_json(output["data"], tuple(output["shape"]), spec(values)), values)
