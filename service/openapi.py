@@ -127,7 +127,17 @@ def _json(schema: dict[str, Any]) -> dict[str, Any]:
 
 _ANSWER = {
     "description": "The outputs.",
-    "headers": {_JSON_BYTES: {"schema": {"type": "integer"}, "description": "Where binary data follows."}},
+    "headers": {
+        _JSON_BYTES: {"schema": {"type": "integer"}, "description": "Where binary data follows."},
+        "X-Request-ID": {
+            "schema": {"type": "string"},
+            "description": "How the request is called in the server's log: as its client called it, or made here.",
+        },
+        "Server-Timing": {
+            "schema": {"type": "string"},
+            "description": "Milliseconds of decode, queue, compute and encode, where OCTET_SERVER_TIMING asks for it.",
+        },
+    },
     "content": _json(_RESPONSE)["content"] | _BINARY,
 }
 
