@@ -1,5 +1,6 @@
 """Which ways to write the 8-bit model are tried, and which is preferred."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,17 @@ def test_what_is_less_simple_has_to_win_something(
     simple = rank(PREPARED, AUTO, 30.0)
     assert rank(variant, method, 30.0 + least_gain_db - 0.05) < simple
     assert rank(variant, method, 30.0 + least_gain_db + 0.05) > simple
+
+
+def test_attention_in_8_bits_may_cost_half_a_decibel(model: Model) -> None:
+    [plan] = first_plans([observed(model, PREPARED)], BuildOptions(), ReferenceRuntime())
+
+    def rank(sqnr_db: float, *, attention: bool) -> tuple[bool, float]:
+        each = dataclasses.replace(plan, attention=attention)
+        return Tried(plan=each, measured=measured(sqnr_db)).rank(BuildOptions())
+
+    assert rank(29.55, attention=True) > rank(30.0, attention=False)
+    assert rank(29.45, attention=True) < rank(30.0, attention=False)
 
 
 def test_what_keeps_the_contract_comes_first(model: Model) -> None:

@@ -134,6 +134,25 @@ def test_fp32_may_round_what_is_zero_throughout(tmp_path: Path) -> None:
         )
 
 
+def test_nan_where_fp32_is_zero_throughout_is_refused(tmp_path: Path) -> None:
+    def ratio(divisor: float) -> onnx.ModelProto:
+        graph = GraphBuilder()
+        graph.node("Sub", ["vector", "vector"], "nothing")
+        graph.node("Div", ["nothing", graph.constant("divisor", np.array(divisor, np.float32))], "scores")
+        return graph.model([floats("vector", "n", 12)], [floats("scores", "n", 12)])
+
+    proof = seal(tmp_path, ratio(1), {"vector": vector_rows(40)})
+    with engine(tmp_path, ratio(0)) as broken:
+        assert "is -200.0 dB from FP32's" in str(proof.replay(broken, Precision.FP32).miss)
+
+
+def test_every_engine_of_a_model_that_arrived_quantized_is_held_to_the_contract(tmp_path: Path) -> None:
+    proof = dataclasses.replace(seal(tmp_path, mlp(), {"vector": vector_rows(40)}), arrived=True)
+    with engine(tmp_path, shaken(mlp(), 0.02)) as close, engine(tmp_path, shaken(mlp(), 1.0)) as far:
+        assert proof.replay(close, Precision.FP32).holds
+        assert str(proof.replay(far, Precision.FP32).miss).startswith("the engine misses its contract")
+
+
 def test_the_roundings_of_a_16_bit_model_are_not_held_against_an_fp32_engine(tmp_path: Path) -> None:
     proof = dataclasses.replace(seal(tmp_path, mlp(), {"vector": vector_rows(40)}), half=True)
     proof.save(tmp_path / "proof.npz")
@@ -217,6 +236,15 @@ def test_a_model_whose_rows_influence_each_other_is_found_out_on_fp32(
         verification = proof.replay(candidate, Precision.FP32)
     assert verification.holds
     assert verification.unbatchable == proof.unbatchable
+
+
+def test_rows_that_influenced_each_other_in_fp32_share_no_batch_of_any_engine(tmp_path: Path) -> None:
+    graph = GraphBuilder()
+    graph.node("Gemm", ["vector", graph.weight("w", 12, 4)], "scores")
+    model = graph.model([floats("vector", "n", 12)], [floats("scores", "n", 4)])
+    proof = dataclasses.replace(seal(tmp_path, model, {"vector": vector_rows(20)}), unbatchable="seen")
+    with engine(tmp_path, model) as candidate:
+        assert proof.replay(candidate, Precision.FP32).unbatchable == "seen"
 
 
 def test_an_engine_whose_rows_influence_each_other_is_found_out_though_fp32_has_none(tmp_path: Path) -> None:
