@@ -10,6 +10,7 @@ pycuda has no CUDA graphs. NVIDIA's cuda-bindings has them and takes pycuda's st
 
 import contextlib
 import functools
+import math
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -132,11 +133,13 @@ class Scope:
         Raises:
             EngineRunError: there is no memory.
         """
+        elements = math.prod(shape)
         with translated("a batch cannot be staged"):
-            array: Array = driver.pagelocked_empty(shape, dtype)
-        self._stack.callback(array.base.free)  # type: ignore[union-attr] # pycuda's allocation is the base
-        array[...] = np.zeros((), dtype)
-        return array
+            # pycuda reads past the shape of a scalar, and CUDA allocates nothing empty.
+            memory: Array = driver.pagelocked_empty((max(1, elements),), dtype)
+        self._stack.callback(memory.base.free)  # type: ignore[union-attr] # pycuda's allocation is the base
+        memory[...] = np.zeros((), dtype)
+        return memory[:elements].reshape(shape)
 
     def device_buffer(self, size_bytes: int) -> DeviceBuffer:
         """Memory on the GPU, as it is found there.

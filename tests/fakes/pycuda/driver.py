@@ -148,6 +148,8 @@ def mem_get_info() -> tuple[int, int]:
 
 
 def pagelocked_empty(shape: tuple[int, ...], dtype: Any, order: str = "C", mem_flags: int = 0) -> Any:
+    if not shape or 0 in shape:
+        raise gpu.MisuseError(f"page-locked memory of the shape {shape}: pycuda reads past the end of it")
     kind = np.dtype(dtype)
     allocation = PagelockedHostAllocation(int(np.prod(shape)) * kind.itemsize)
     described = {"shape": tuple(shape), "typestr": kind.str, "data": (allocation.memory.ctypes.data, False)}
