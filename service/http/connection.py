@@ -92,6 +92,8 @@ class Connection(asyncio.Protocol):
                     "close idle ones, or send the request again later."
                 )
             )
+            # No lingering: there is no room for those that there is no room for.
+            self._transport.close()
 
     def data_received(self, data: bytes) -> None:
         if self._last_words is not None:
@@ -276,7 +278,10 @@ class Connection(asyncio.Protocol):
         self._last_words = error
         incoming, self._incoming = self._incoming, None
         if incoming is not None and incoming is self._current:
-            incoming.refuse(error)
+            if incoming.answered:
+                self._transport.close()
+            else:
+                incoming.refuse(error)
             return
         if incoming is not None:
             self._next.remove(incoming)

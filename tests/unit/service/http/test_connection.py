@@ -196,6 +196,16 @@ async def test_a_rest_of_a_body_that_nobody_waits_for_is_dropped() -> None:
         writer.close()
 
 
+async def test_nonsense_in_a_rest_that_nobody_waits_for_ends_the_connection() -> None:
+    async with plain_server() as server:
+        reader, writer = await server.connect()
+        writer.write(request("POST", "/early", b"", {"Transfer-Encoding": "chunked"}))
+        assert (await read_reply(reader)).status == 413
+        writer.write(b"not a length\r\n")
+        assert await asyncio.wait_for(reader.read(), 20) == b""
+        writer.close()
+
+
 @pytest.mark.parametrize(
     "sent",
     [
