@@ -40,6 +40,8 @@ LAYER_ERRORS = "layer_errors.json"
 COMPILED = "compiled.json"
 PROOF = "proof.npz"
 REPORT = "report.json"
+ENGINES = "engines/"
+"""Prefix of the engines that reproduced the proof, as the runtime's cache keeps them: hardware key, then name."""
 PHASE_RECORDS = "phases/"
 """Prefix of what each phase says of itself: its seconds and its summary."""
 

@@ -15,6 +15,8 @@ from service import request_ids
 from service.build_metrics import BuildCollector
 from service.catalog import Catalog, Version
 from service.context import Context
+from service.engine_exchange import EngineExchange
+from service.engine_states import EngineStates
 from service.errors import ServiceError
 from service.flight import FlightRecorder
 from service.inventory import Care
@@ -85,6 +87,7 @@ def create_app(settings: Settings, *, load: Callable[[Version], Loaded] | None =
     measured = Metrics()
     catalog, store = Catalog(settings.catalog_url), open_store(settings)
     measured.registry.register(BuildCollector(catalog))
+    states = EngineStates(catalog)
     crashes = CrashLog(settings.crash_file)
     recorder = FlightRecorder(settings.flight_file, suspects=crashes.suspects)
     loader = VersionLoader(
@@ -94,6 +97,7 @@ def create_app(settings: Settings, *, load: Callable[[Version], Loaded] | None =
         threads=settings.threads,
         lanes=settings.lanes,
         limits=Limits(timeout_s=settings.build_timeout_s, memory_bytes=settings.build_memory_bytes),
+        exchange=EngineExchange(states, store, settings.engine_cache, shared=settings.shared),
         recorder=recorder,
         rehearsals=Rehearsals(settings.home / "rehearsals.json"),
         crashes=crashes,

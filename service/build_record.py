@@ -6,6 +6,7 @@ from typing import Any
 from service.catalog import Build, Catalog
 from service.errors import UnavailableError
 from service.patience import patiently
+from service.records import EngineStatus
 
 
 class BuildRecord:
@@ -46,12 +47,16 @@ class BuildRecord:
         """Ends the build with an error. False where it has ended already."""
         return patiently(lambda: self._catalog.fail(self.build_id, error=error, code=code, claim=self._claim))
 
-    def publish(self, *, files: Mapping[str, str], summary: dict[str, Any]) -> int:
+    def publish(
+        self, *, files: Mapping[str, str], summary: dict[str, Any], engine: EngineStatus | None
+    ) -> int:
         """Makes the result a version and returns its number; a second time, the same number.
 
         Raises:
             CancelledBuildError: the build was cancelled, or has failed, in the meantime.
         """
         return patiently(
-            lambda: self._catalog.publish(self.build_id, files=files, summary=summary, claim=self._claim)
+            lambda: self._catalog.publish(
+                self.build_id, files=files, summary=summary, engine=engine, claim=self._claim
+            )
         ).number

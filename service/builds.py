@@ -19,12 +19,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypedDict, TypeVar
 
 from engines.errors import EngineError
-from engines.workspace import SAMPLES, UPLOADED_LABELS, UPLOADED_SAMPLES, Workspace
+from engines.report import Verdict
+from engines.workspace import ENGINES, SAMPLES, UPLOADED_LABELS, UPLOADED_SAMPLES, Workspace
 from service.build_record import BuildRecord
 from service.catalog import Build, Catalog
 from service.crashpoints import reached
 from service.errors import CancelledBuildError, ClaimLostError, SandboxCrashError, ServiceError
 from service.patience import patiently
+from service.records import EngineState, EngineStatus
 from service.sandbox import Sandbox, Watch
 from service.storage import BlobStore
 
@@ -38,8 +40,8 @@ _REPORT_S = 0.2
 """How often progress goes to the catalog, and word back whether the build still goes on."""
 _WEIGHTS = {"calibrate": 6.0, "verify": 3.0, "quantize": 2.0, "compile": 2.0}
 """Rough share of a build's time that a phase takes; 1 for the others."""
-_NOT_PUBLISHED = (UPLOADED_SAMPLES, SAMPLES, UPLOADED_LABELS)
-"""Only a build reads the samples: a version does not keep them."""
+_NOT_PUBLISHED = (UPLOADED_SAMPLES, SAMPLES, UPLOADED_LABELS, ENGINES)
+"""Only a build reads the samples: a version does not keep them. Engines are of one kind of hardware."""
 _UPLOAD = "upload/"
 _Result = TypeVar("_Result")
 
@@ -158,7 +160,7 @@ class BuildRun:
                 for name, digest in {**_uploaded(self._record.read()), **files}.items()
                 if not name.startswith(_NOT_PUBLISHED)
             }
-            return self._record.publish(files=kept, summary=summary)
+            return self._record.publish(files=kept, summary=summary, engine=_engine(files, summary))
 
         return self._guarded(work)
 
@@ -268,3 +270,19 @@ def _share(plan: Sequence[PhasePlan], number: int) -> _Share:
 
 def _uploaded(build: Build) -> dict[str, str]:
     return {name: digest for name, digest in build.files.items() if name.startswith(_UPLOAD)}
+
+
+def _engine(files: Mapping[str, str], summary: Mapping[str, Any]) -> EngineStatus | None:
+    """What the version is on this hardware, where its engines are among the files."""
+    engines = {
+        name.removeprefix(ENGINES): digest for name, digest in files.items() if name.startswith(ENGINES)
+    }
+    if not engines:
+        return None
+    refused = summary.get("verdict") == Verdict.REFUSED
+    return EngineStatus(
+        hardware=next(iter(engines)).partition("/")[0],
+        state=EngineState.REFUSED if refused else EngineState.VERIFIED,
+        reason=str(summary.get("reason")) if refused else None,
+        files=engines,
+    )

@@ -13,10 +13,11 @@ from service import rows
 from service.crashpoints import reached
 from service.errors import CancelledBuildError, ConflictError
 from service.migration import check
-from service.records import UNFINISHED, Build, BuildState, NewBuild, Version
+from service.records import UNFINISHED, Build, BuildState, EngineStatus, NewBuild, Version
 from service.schema import (
     WRITES,
     BuildRow,
+    EngineRow,
     ModelRow,
     RevisionRow,
     VersionRow,
@@ -178,9 +179,17 @@ class Catalog:
         return build
 
     def publish(
-        self, build_id: str, *, files: Mapping[str, str], summary: dict[str, Any], claim: int | None = None
+        self,
+        build_id: str,
+        *,
+        files: Mapping[str, str],
+        summary: dict[str, Any],
+        engine: EngineStatus | None = None,
+        claim: int | None = None,
     ) -> Version:
         """Makes the build's result a version, in one transaction. Repeating it returns the same version.
+
+        `engine` is what the version is on the hardware that it was verified on.
 
         Raises:
             NotFoundError: no such build.
@@ -193,7 +202,7 @@ class Catalog:
                 return rows.published_by(session, build)
             if build.state not in UNFINISHED:
                 raise CancelledBuildError(f"build {build_id} has {build.state} and is not published.")
-            version = rows.publish(session, build, files=files, summary=summary)
+            version = rows.publish(session, build, files=files, summary=summary, engine=engine)
             reached("publish.before_commit")
         reached("publish.after_commit")
         return version
@@ -257,6 +266,7 @@ class Catalog:
                     f"make another one the default first ({rows.listed(others)}), or delete the whole model."
                 )
             session.delete(row)
+            session.execute(sa.delete(EngineRow).where(EngineRow.model == model, EngineRow.number == number))
             if not others:
                 parent.default_version = None
             rows.bump_revision(session)
@@ -274,14 +284,19 @@ class Catalog:
                 rows.end(build, BuildState.CANCELLED)
                 build.error, build.code = "the build's model was deleted.", CancelledBuildError.code
             session.execute(sa.delete(VersionRow).where(VersionRow.model == model))
+            session.execute(sa.delete(EngineRow).where(EngineRow.model == model))
             parent.default_version = None
             rows.bump_revision(session)
 
     def digests(self) -> set[str]:
-        """Every blob that a version or an unfinished build needs."""
+        """Every blob that a version, an engine of it or an unfinished build needs."""
         unfinished = sa.select(BuildRow.files).where(BuildRow.state.in_(UNFINISHED))
         with self.look() as session:
-            needed = [*session.scalars(sa.select(VersionRow.files)), *session.scalars(unfinished)]
+            needed = [
+                *session.scalars(sa.select(VersionRow.files)),
+                *session.scalars(sa.select(EngineRow.files)),
+                *session.scalars(unfinished),
+            ]
         return {digest for files in needed for digest in files.values()}
 
     @contextlib.contextmanager

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -20,7 +21,8 @@ from typing import IO, Any
 
 from engines.errors import EngineError
 from engines.options import BuildOptions
-from engines.workspace import Workspace
+from engines.runtimes.engine_cache import noting_entries
+from engines.workspace import ENGINES, Workspace
 from service.hardware import local_hardware
 from service.lifeline import end_with_parent
 
@@ -38,7 +40,11 @@ def plan(_arguments: Mapping[str, Any], _progress: Progress) -> list[dict[str, A
     """The phases of a build, with the workspace names or prefixes of the files that each writes."""
     from engines.pipeline import PHASES  # noqa: PLC0415 - native libraries load when they are needed
 
-    return [{"name": known.name, "outputs": list(known.outputs)} for known in PHASES]
+    last = PHASES[-1].name
+    return [
+        {"name": known.name, "outputs": [*known.outputs, *([ENGINES] if known.name == last else [])]}
+        for known in PHASES
+    ]
 
 
 def phase(arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
@@ -47,7 +53,14 @@ def phase(arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
 
     wanted = next(known for known in PHASES if known.name == arguments["phase"])
     options = BuildOptions.parse(arguments["options"])
-    return wanted.run(Workspace(Path(arguments["workspace"])), options, progress)
+    workspace = Workspace(Path(arguments["workspace"]))
+    with noting_entries() as entries:
+        summary = wanted.run(workspace, options, progress)
+    if wanted is PHASES[-1] and os.environ.get("OCTET_SHARE_ENGINES"):
+        # What has reproduced the proof, for servers of the same hardware.
+        for entry in entries:
+            shutil.copyfile(entry, workspace.path(f"{ENGINES}{entry.parent.name}/{entry.name}"))
+    return summary
 
 
 def load_check(arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
@@ -55,16 +68,22 @@ def load_check(arguments: Mapping[str, Any], progress: Progress) -> dict[str, An
     from engines import load_engine  # noqa: PLC0415 - native libraries load when they are needed
 
     cache = arguments.get("cache")
-    loaded = load_engine(
-        Path(arguments["folder"]),
-        BuildOptions.parse(arguments["options"]),
-        threads=int(arguments["threads"]),
-        cache=Path(cache) if cache else None,
-        streams=int(arguments["lanes"]),
-    )
+    with noting_entries() as entries:
+        loaded = load_engine(
+            Path(arguments["folder"]),
+            BuildOptions.parse(arguments["options"]),
+            threads=int(arguments["threads"]),
+            cache=Path(cache) if cache else None,
+            streams=int(arguments["lanes"]),
+        )
     with loaded.engine:
         progress(1.0)
-        return {"precision": loaded.precision, "refusal": loaded.refusal, "batchable": loaded.batchable}
+        return {
+            "precision": loaded.precision,
+            "refusal": loaded.refusal,
+            "batchable": loaded.batchable,
+            "entries": sorted(str(entry.relative_to(cache)) for entry in entries) if cache else [],
+        }
 
 
 def hardware(_arguments: Mapping[str, Any], _progress: Progress) -> str:

@@ -3,6 +3,7 @@
 Each stands before or after a durable write. Without OCTET_CRASH_PLAN in the environment they do nothing.
 """
 
+import fcntl
 import os
 import signal
 import sys
@@ -23,11 +24,16 @@ def reached(point: str, detail: str = "") -> None:
 def _follow(plan: Path, point: str) -> None:
     with plan.with_suffix(".passed").open("a", encoding="ascii") as passed:
         passed.write(f"{point}\n")
-    victim, _, planned = plan.read_text(encoding="ascii").partition("\n")[0].partition(" ")
-    if planned != point:
-        return
-    rest = plan.read_text(encoding="ascii").partition("\n")[2]
-    plan.write_text(rest, encoding="ascii")
+    with plan.open("r+", encoding="ascii") as file:
+        # Many processes may follow one plan: each kill is carried out once.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        first, _, rest = file.read().partition("\n")
+        victim, _, planned = first.partition(" ")
+        if planned != point:
+            return
+        file.seek(0)
+        file.truncate()
+        file.write(rest)
     if victim == "service":
         os.kill(os.getppid(), signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)

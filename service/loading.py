@@ -14,6 +14,7 @@ from engines.tensors import Array
 from service import memory
 from service.batch_sizes import BatchRules
 from service.catalog import Version
+from service.engine_exchange import EngineExchange
 from service.flight import FlightRecorder, Subject
 from service.protocol import Signature
 from service.quarantine import CrashLog
@@ -55,6 +56,8 @@ class VersionLoader:
     lanes: int
     # What a rehearsal may take.
     limits: Limits
+    # How engines are shared with the servers of the same hardware.
+    exchange: EngineExchange
     # Where native code that runs in this process is on record.
     recorder: FlightRecorder
     # What need not be rehearsed, unless the server has crashed since while it ran.
@@ -80,8 +83,12 @@ class VersionLoader:
         flight = self.recorder.entry(subject_of(version))
         try:
             self.store.materialise(_needed(version), folder)
-            self._rehearse(version, folder)
-            return flight.run(lambda: self._load(version, folder))
+            hardware = hardware_key(version.options)
+            with self.exchange.compilation(version, hardware, self.stopping.is_set) as compilation:
+                compilation.entries = self._rehearse(version, folder, hardware, always=compilation.ours)
+                loaded = flight.run(lambda: self._load(version, folder))
+                compilation.refusal = loaded.refusal
+            return loaded
         finally:
             flight.close()
             # An engine has what it needs in memory or in the cache.
@@ -115,11 +122,14 @@ class VersionLoader:
             memory_bytes=max(memory.resident_bytes(os.getpid()) - before_bytes, weights_bytes),
         )
 
-    def _rehearse(self, version: Version, folder: Path) -> None:
-        """Loads and runs the version in a process of its own: a crash inside a library costs that one."""
-        name = rehearsal_name(version, hardware_key=hardware_key(version.options), threads=self.threads)
-        if self.rehearsals.passed(name) and version.build_id not in self.crashes.suspects:
-            return
+    def _rehearse(self, version: Version, folder: Path, hardware: str, *, always: bool) -> list[str]:
+        """Loads and runs the version in a process of its own: a crash inside a library costs that one.
+
+        Returns the paths in the cache of what it compiled or read; nothing where it was not necessary.
+        """
+        name = rehearsal_name(version, hardware_key=hardware, threads=self.threads)
+        if not always and self.rehearsals.passed(name) and version.build_id not in self.crashes.suspects:
+            return []
         arguments = {
             "folder": str(folder),
             "options": version.options.model_dump(mode="json"),
@@ -129,13 +139,14 @@ class VersionLoader:
         }
         environment = os.environ | {"OCTET_THREADS": str(self.threads)}
         with Sandbox(self.limits, environment=environment) as sandbox:
-            sandbox.call(
+            checked = sandbox.call(
                 "load_check",
                 arguments,
                 what=f"loading version {version.number} of model '{version.model}'",
                 watch=Watch(cancelled=self.stopping.is_set),
             )
         self.rehearsals.add(name)
+        return list(checked["entries"])
 
 
 def subject_of(version: Version) -> Subject:

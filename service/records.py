@@ -86,3 +86,26 @@ class NewBuild:
     files: Mapping[str, str]
     # The kind of hardware to build it on: that of the server which took it. Any kind where None.
     hardware: str | None = None
+
+
+class EngineState(enum.StrEnum):
+    """How far a version is on one kind of hardware."""
+
+    COMPILING = "compiling"
+    """Somebody compiles it and makes it replay its proof."""
+    VERIFIED = "verified"
+    """Its engine has reproduced the proof on this hardware."""
+    REFUSED = "refused"
+    """It has not, or there is no such engine: FP32 answers on this hardware, or nothing does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineStatus:
+    """A version on one kind of hardware."""
+
+    hardware: str
+    state: EngineState
+    # Why it is refused.
+    reason: str | None
+    # Path in the engine cache -> digest.
+    files: Mapping[str, str]

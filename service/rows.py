@@ -9,12 +9,17 @@ from sqlalchemy.orm import Session
 
 from engines.options import BuildOptions
 from service.errors import CancelledBuildError, ClaimLostError, NotFoundError
-from service.records import UNFINISHED, Build, BuildState, Version
-from service.schema import BuildRow, ModelRow, RevisionRow, VersionRow
+from service.records import UNFINISHED, Build, BuildState, EngineStatus, Version
+from service.schema import BuildRow, EngineRow, ModelRow, RevisionRow, VersionRow
 
 
 def publish(
-    session: Session, build: BuildRow, *, files: Mapping[str, str], summary: dict[str, Any]
+    session: Session,
+    build: BuildRow,
+    *,
+    files: Mapping[str, str],
+    summary: dict[str, Any],
+    engine: EngineStatus | None,
 ) -> Version:
     model = session.get(ModelRow, build.model, with_for_update=True)
     if model is None:
@@ -31,6 +36,18 @@ def publish(
         created_at=time.time(),
     )
     session.add(row)
+    if engine is not None:
+        session.add(
+            EngineRow(
+                model=row.model,
+                number=row.number,
+                hardware=engine.hardware,
+                state=engine.state,
+                reason=engine.reason,
+                files=dict(engine.files),
+                changed_at=time.time(),
+            )
+        )
     model.next_version = row.number + 1
     if model.default_version is None or BuildOptions.parse(build.options).promote:
         model.default_version = row.number

@@ -146,6 +146,8 @@ def build_sandbox(settings: Settings) -> Sandbox:
         "OCTET_THREADS": str(settings.threads),
         "OCTET_ENGINE_CACHE": str(settings.engine_cache),
         "OCTET_NICENESS": _NICENESS,
+        # Where other machines could read them.
+        "OCTET_SHARE_ENGINES": "1" if settings.shared else "",
         # A read-only installation has no place for it beside the code.
         "NUMBA_CACHE_DIR": os.environ.get("NUMBA_CACHE_DIR") or str(settings.home / "numba"),
     }

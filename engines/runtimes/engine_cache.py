@@ -9,11 +9,27 @@ import hashlib
 import hmac
 import os
 import tempfile
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 LIMIT_BYTES = 4 << 30
 """Size that a folder of compiled engines may grow to."""
 _DIGEST_BYTES = 32
+
+
+_used: ContextVar[set[Path] | None] = ContextVar("used", default=None)
+
+
+@contextlib.contextmanager
+def noting_entries() -> Iterator[set[Path]]:
+    """Gives the files of all caches that are read or written inside of the block, in this thread."""
+    entries: set[Path] = set()
+    token = _used.set(entries)
+    try:
+        yield entries
+    finally:
+        _used.reset(token)
 
 
 class EngineCache:
@@ -51,6 +67,7 @@ class EngineCache:
                     file.write(self._seal(key, engine))
                     file.write(engine)
                 Path(name).replace(path)
+                _note(path)
                 self._make_room()
             except OSError:
                 Path(name).unlink(missing_ok=True)
@@ -74,3 +91,9 @@ class EngineCache:
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}.engine"
+
+
+def _note(path: Path) -> None:
+    entries = _used.get()
+    if entries is not None:
+        entries.add(path)

@@ -16,6 +16,7 @@ from engines.report_page.page import CONTENT_SECURITY_POLICY, render
 from service.catalog import Version
 from service.context import Context
 from service.deployment import Deployment
+from service.engine_states import EngineStates
 from service.errors import BadRequestError, NotFoundError
 from service.negotiation import preferred
 from service.responses import JSON, json_response
@@ -61,7 +62,18 @@ async def get_version(request: Request, name: str, version: str) -> Response:
     context = _context(request)
     found = await _find(context, name, version)
     sizes = await asyncio.to_thread(_sizes, context, found)
-    return json_response({**_version(context, found), "files_bytes": sizes, "bytes": sum(sizes.values())})
+    engines = await asyncio.to_thread(EngineStates(context.catalog).of, name, found.number)
+    shown = [
+        {"hardware": engine.hardware, "state": engine.state, "reason": engine.reason} for engine in engines
+    ]
+    return json_response(
+        {
+            **_version(context, found),
+            "engines": shown,
+            "files_bytes": sizes,
+            "bytes": sum(sizes.values()),
+        }
+    )
 
 
 @router.get("/{name}/versions/{version}/report", responses=_REPORTS)
