@@ -11,6 +11,7 @@ from service.catalog import Catalog, Version
 from service.daemon_threads import in_daemon_thread
 from service.deployment import Deployment
 from service.device import Device
+from service.errors import UnavailableError
 from service.inventory import Inventory, concerned
 from service.loading import Loaded, subject_of
 from service.metrics import Metrics
@@ -65,12 +66,18 @@ class Caretaker:
 
     async def _follow(self) -> None:
         """Looks at the catalog again and again, and at who is idle."""
+        away = False
         while True:
             try:
                 revision = await asyncio.to_thread(self._catalog.revision)
                 if revision != self._revision:
                     self._inventory.publish(await asyncio.to_thread(self._catalog.versions))
                     self._revision = revision
+                away = False
+            except UnavailableError as error:
+                if not away:
+                    logger.warning("%s What is loaded goes on answering.", error)
+                away = True
             except Exception:
                 logger.exception("the catalog could not be read; what is loaded goes on answering")
             inventory = self._inventory

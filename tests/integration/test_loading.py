@@ -1,8 +1,10 @@
 """Versions from the store to a warm engine, with the real pipeline, runtime and rehearsal."""
 
+import contextlib
 import re
 import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from engines.options import BuildOptions, Precision
 from engines.runtimes.reference import ReferenceSession
 from engines.workspace import PREPARED, PROOF, QUANTIZED, Workspace
 from service.catalog import Version
+from service.engine_exchange import Compilation, EngineExchange
 from service.errors import CancelledBuildError, SandboxError
 from service.flight import FlightRecorder, read
 from service.folder_store import FolderStore
@@ -40,12 +43,29 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return Workspace(folder / "workspace")
 
 
+class Alone(EngineExchange):
+    """What a server does without a database: it compiles for itself."""
+
+    def __init__(self) -> None:
+        """Needs nothing."""
+
+    @contextlib.contextmanager
+    def compilation(
+        self, version: Version, hardware: str, cancelled: Callable[[], bool]
+    ) -> Iterator[Compilation]:
+        yield Compilation(ours=False)
+
+
+ALONE = Alone()
+
+
 def loader(tmp_path: Path, **changes: object) -> VersionLoader:
     given: dict[str, object] = {
         "limits": LIMITS,
         "recorder": FlightRecorder(tmp_path / "flight"),
         "rehearsals": Rehearsals(tmp_path / "rehearsals.json"),
         "crashes": CrashLog(tmp_path / "crashes.json"),
+        "exchange": ALONE,
         **changes,
     }
     return VersionLoader(
