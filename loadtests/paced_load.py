@@ -18,6 +18,8 @@ class Reply:
 
     # When it was due, on time.perf_counter.
     due_s: float
+    # When it was sent: later where the one before kept its sender waiting.
+    sent_s: float
     # From then to the last byte of its answer, or to its failure.
     latency_s: float
     # HTTP status; 0 where there was no answer.
@@ -57,7 +59,7 @@ class PacedLoad:
         due_s = time.perf_counter() + delay_s
         while not stop.is_set():
             await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
-            status = 0
+            status, sent_s = 0, time.perf_counter()
             try:
                 async with asyncio.timeout(_TIMEOUT_S):
                     connection = connection or await asyncio.open_connection(self.host, self.port)
@@ -67,7 +69,7 @@ class PacedLoad:
                     connection[1].close()
                 connection = None
             now_s = time.perf_counter()
-            replies.append(Reply(due_s=due_s, latency_s=now_s - due_s, status=status))
+            replies.append(Reply(due_s=due_s, sent_s=sent_s, latency_s=now_s - due_s, status=status))
             # After a failure as soon as may be, so that it is seen how long it lasts.
             due_s = due_s + self.every_s if status else now_s + _RECONNECT_S
         if connection is not None:

@@ -1,8 +1,8 @@
 """How long models are away when the server dies: `python -m loadtests.survival`, about a minute.
 
-Three models answer requests at a steady pace while the server is killed several times. What is counted: requests
-that were in flight and got no answer, connections that were refused, and the time from the kill to the first answer
-of each model. Which model a crash is blamed on is a matter of tests; here the server is killed as by `kill -9`.
+Three models answer requests at a steady pace while the server is killed several times, as by `kill -9`. What is
+counted: requests that got no answer, and the time from the kill to the answer of the first request that each model
+got afterwards. Which model a crash is blamed on is a matter of tests.
 """
 
 import argparse
@@ -57,10 +57,14 @@ def table(load: PacedLoad, kills_s: list[float]) -> Table:
         shown.add_column(column, justify="right")
     for model in MODELS:
         replies = load.replies[model]
-        answers_s = np.array(
-            [reply.due_s + reply.latency_s for reply in replies if reply.status == httpx.codes.OK]
-        )
-        away_s = [float(answers_s[answers_s > kill_s].min() - kill_s) for kill_s in kills_s]
+        answered = [reply for reply in replies if reply.status == httpx.codes.OK]
+        away_s = [
+            min(
+                (reply.due_s + reply.latency_s for reply in answered if reply.sent_s > kill_s), default=np.inf
+            )
+            - kill_s
+            for kill_s in kills_s
+        ]
         lost = sum(reply.status != httpx.codes.OK for reply in replies)
         shown.add_row(model, f"{len(replies):,}", str(lost), f"{np.median(away_s):.2f}", f"{max(away_s):.2f}")
     return shown
