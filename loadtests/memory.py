@@ -22,7 +22,10 @@ MOST_GROWTH = 0.05
 # What is set up at the first use belongs to no model.
 _FIRST_ROUNDS = 3
 _REQUESTS = 20
-_CLOSING_S = 0.5
+# Memory that is the same so often, so far apart, has settled.
+_LOOK_S = 0.1
+_EQUAL_LOOKS = 6
+_MOST_LOOKS = 100
 _MIB = 1 << 20
 
 
@@ -56,10 +59,17 @@ def rounds(address: str, server: int, count: int) -> tuple[list[int], list[int]]
             loaded.append(resident_bytes(server))
             for model in three_models.MODELS:
                 client.post(f"/v2/repository/models/{model}/unload").raise_for_status()
-            # Engines close after the answer.
-            time.sleep(_CLOSING_S)
-            unloaded.append(resident_bytes(server))
+            unloaded.append(settled_bytes(server))
     return loaded, unloaded
+
+
+def settled_bytes(pid: int) -> int:
+    """Resident memory once it changes no more: engines close after the request to unload them was answered."""
+    seen = [resident_bytes(pid)]
+    while len(seen) < _MOST_LOOKS and (len(seen) < _EQUAL_LOOKS or np.ptp(seen[-_EQUAL_LOOKS:]) > _MIB):
+        time.sleep(_LOOK_S)
+        seen.append(resident_bytes(pid))
+    return seen[-1]
 
 
 def table(loaded: list[int], unloaded: list[int]) -> Table:
