@@ -19,7 +19,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from engines.options import Batching, Precision
+from engines.options import Batching, Effort, Precision
 from engines.report_page.markup import element, join, verbatim
 from engines.report_page.markup import table as html_table
 from engines.report_page.style import STYLE
@@ -71,7 +71,14 @@ def main() -> int:
         tempfile.TemporaryDirectory(prefix="octet-loadtest-") as folder,
         service(Path(folder), port=free_port()) as octet,
     ):
-        build(octet, Precision.INT8, options.model, options.samples, batching=batching)
+        build(
+            octet,
+            Precision.INT8,
+            options.model,
+            options.samples,
+            batching=batching,
+            effort=Effort.FAST,
+        )
         requests = [
             infer_request(Precision.INT8, samples, range(index, index + options.rows)) for index in range(200)
         ]
