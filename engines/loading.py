@@ -9,12 +9,14 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from engines.errors import CompileError, EngineRefusedError
+from engines.external_weights import weights_path
 from engines.options import BuildOptions, Precision
 from engines.padding import Padding
 from engines.proof import Proof, Verification
 from engines.quantization.narrowing import WIDEST_SAFE_CODE, widest_code
 from engines.runtimes.base import Engine, Runtime
 from engines.runtimes.selection import runtime_for
+from engines.specialising import specialise
 from engines.tensors import Array
 from engines.workspace import PREPARED, PROOF, QUANTIZED
 
@@ -35,6 +37,8 @@ class LoadedEngine:
     padding: Padding | None
     # Rows of the proof, the longest of them, to warm up and to measure with.
     rows: Mapping[str, Array]
+    # Batch sizes that it was compiled for by themselves, and how many times as fast they are for it.
+    gains: Mapping[int, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +53,7 @@ class Trial:
 def load_engine(
     folder: Path, options: BuildOptions, *, threads: int, cache: Path | None = None, streams: int = 1
 ) -> LoadedEngine:
-    """Compiles a version for this machine and has it replay its proof.
+    """Compiles a version for this machine, has it replay its proof, and specialises what gains by it.
 
     Where the 8-bit engine misses its contract here, or cannot be compiled, the FP32 engine is returned and
     `refusal` says why.
@@ -77,7 +81,7 @@ def load_engine(
                 runtime, folder / QUANTIZED, proof, options.precision, threads=threads, cache=cache
             )
             if trial.engine is not None and trial.verification.holds:
-                return _loaded(trial.engine, trial.verification, proof, refusal=None)
+                return _loaded(trial.engine, trial.verification, proof, _sizes(folder / QUANTIZED, options))
             refusal = f"{trial.verification.miss}, so {fallback(proof)} serves."
             if trial.engine is not None:
                 trial.engine.close()
@@ -87,7 +91,7 @@ def load_engine(
     if not verification.holds:
         engine.close()
         raise EngineRefusedError(no_engine(trial.verification if trial else None, verification))
-    return _loaded(engine, verification, proof, refusal=refusal)
+    return _loaded(engine, verification, proof, _sizes(folder / PREPARED, options), refusal=refusal)
 
 
 def fp32_engine(
@@ -171,8 +175,36 @@ def hardware_key(options: BuildOptions) -> str:
     return runtime_for(options).hardware_key()
 
 
-def _loaded(engine: Engine, verification: Verification, proof: Proof, *, refusal: str | None) -> LoadedEngine:
+@dataclass(frozen=True, kw_only=True)
+class _Sizes:
+    """What special batch sizes are chosen by."""
+
+    max_rows: int
+    weights_bytes: int
+
+
+def _sizes(model: Path, options: BuildOptions) -> _Sizes:
+    files = (path for path in (model, weights_path(model)) if path.is_file())
+    return _Sizes(
+        max_rows=options.batching.max_batch_rows, weights_bytes=sum(path.stat().st_size for path in files)
+    )
+
+
+def _loaded(
+    engine: Engine, verification: Verification, proof: Proof, sizes: _Sizes, *, refusal: str | None = None
+) -> LoadedEngine:
     padded = verification.unpadded is None and isinstance(proof.padding, Padding)
+    gains: Mapping[int, float] = {}
+    fixed_items = all(None not in spec.item_shape for spec in engine.inputs)
+    shared = proof.free_rows and verification.unbatchable is None
+    if fixed_items and shared and verification.accuracy is not None:
+        gains = specialise(
+            engine,
+            proof.longest.inputs,
+            max_rows=sizes.max_rows,
+            weights_bytes=sizes.weights_bytes,
+            least_db=proof.least_db(verification.precision, verification.accuracy),
+        )
     return LoadedEngine(
         engine=engine,
         precision=verification.precision,
@@ -181,4 +213,5 @@ def _loaded(engine: Engine, verification: Verification, proof: Proof, *, refusal
         batchable=verification.unbatchable is None,
         padding=proof.padding if padded and isinstance(proof.padding, Padding) else None,
         rows=proof.longest.inputs,
+        gains=gains,
     )

@@ -163,7 +163,7 @@ class Proof:
                 answers.append(engine.run(batch.inputs))
                 comparison.add(batch.counted(batch.outputs), batch.counted(answers[-1]))
             accuracy = comparison.result()
-            least_db = (HALF_DB if self.half else FP32_DB) if fp32 else eight_bit_least_db(accuracy)
+            least_db = self.least_db(precision, accuracy)
             unbatchable = self.unbatchable or _influence(
                 engine.run, self.batches, answers, least_db, free_rows=self.free_rows
             )
@@ -194,6 +194,12 @@ class Proof:
         if precision is not Precision.FP32:
             return "the 8-bit engine"
         return "the engine without rounding" if QUANTIZED in self.hashes else "the engine"
+
+    def least_db(self, precision: Precision, accuracy: Accuracy) -> float:
+        """How alike two answers of an engine of this accuracy have to be, see `engines.company`."""
+        if precision is not Precision.FP32 or self.arrived:
+            return eight_bit_least_db(accuracy)
+        return HALF_DB if self.half else FP32_DB
 
     def check(self, folder: Path) -> None:
         """Checks that the artifact's files in `folder` are those that were sealed.

@@ -103,7 +103,11 @@ class VersionLoader:
         engine = loaded.engine
         try:
             rules = warm_up(
-                engine, version.options.batching, batchable=loaded.batchable, padding=loaded.padding
+                engine,
+                version.options.batching,
+                batchable=loaded.batchable,
+                padding=loaded.padding,
+                gains=loaded.gains,
             )
         except BaseException:
             engine.close()

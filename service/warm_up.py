@@ -4,10 +4,12 @@ import itertools
 import logging
 import time
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from engines.options import Batching
 from engines.padding import Padding
 from engines.runtimes.base import Engine
+from engines.specialising import worth_running
 from engines.tensors import TensorSpec
 from service.batch_sizes import BatchRules, batch_sizes, row_lengths, with_length
 
@@ -27,12 +29,14 @@ def warm_up(
     *,
     batchable: bool,
     padding: Padding | None = None,
+    gains: Mapping[int, float] = MappingProxyType({}),
     budget_s: float | None = None,
 ) -> BatchRules:
     """Runs the engine once at each batch size and row length that it will get, for about `budget_s` at most.
 
     A first run at a new shape takes several times as long as later ones, and no client shall wait for it.
-    What was not reached is left out of the rules. A model whose rows have free dimensions that may not be padded
+    What was not reached is left out of the rules, and so are sizes that run longer than padded to one that `gains` by
+    being compiled for. A model whose rows have free dimensions that may not be padded
     is not run here: its shapes are its clients' choice, and those of the proof have been run.
 
     Raises:
@@ -43,6 +47,7 @@ def warm_up(
     sizes = batch_sizes(engine.inputs, limits.max_batch_rows)
     if any(size is None for spec in engine.inputs for size in spec.item_shape):
         return BatchRules(batchable=batchable, sizes=sizes)
+    sizes = worth_running(sizes, gains)
     until_s = time.monotonic() + (WARM_UP_S if budget_s is None else budget_s)
     warm = []
     for size in _in_time(_order(sizes), until_s):

@@ -75,6 +75,19 @@ class Engine(ABC):
         Its arrays, outputs included, must not be used any more.
         """
 
+    def specialise(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:  # noqa: ARG002 # what an engine may do with them
+        """Compiles for exactly these shapes as well; slots of them run that from now on.
+
+        False where this engine does not gain by it: its slots are as they were.
+
+        Raises:
+            EngineError: the model cannot be compiled for these shapes alone; its slots are as they were.
+        """
+        return False
+
+    def generalise(self, shapes: Mapping[str, tuple[int, ...]]) -> None:  # noqa: B027 # nothing was specialised
+        """Takes `specialise` back for these shapes."""
+
     @abstractmethod
     def close(self) -> None:
         """Gives back the memory. Idempotent; nothing may be called afterwards."""

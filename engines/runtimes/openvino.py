@@ -23,6 +23,7 @@ from engines.model_signature import input_specs, output_specs
 from engines.options import Precision
 from engines.quantization.unsigned import refine_unsigned
 from engines.runtimes.base import Engine, Runtime, Slot
+from engines.runtimes.buffers import aligned, check_int32
 from engines.runtimes.engine_cache import EngineCache
 from engines.runtimes.held_quantizers import hold_quantizers
 from engines.runtimes.openvino_messages import explain, translated
@@ -46,9 +47,6 @@ _DTYPES = _COMPUTED_AS_INT32 | {
 
 MAX_STATIC_ENGINES = 48
 """Engines of single batch shapes that are kept at the same time."""
-
-_ALIGNMENT_BYTES = 64
-"""A cache line, and the width of AVX512."""
 
 _CONFIG: Mapping[str, Any] = {
     # Else processors with bfloat16 run what is not quantized in it.
@@ -145,6 +143,8 @@ class _OpenVINOEngine(PooledEngine):
         self._static_shapes = static_shapes
         # The least recently used first; one, under no shapes, where dimensions stay free.
         self._compiled: OrderedDict[tuple[tuple[int, ...], ...], Any] = OrderedDict()
+        # Compiled for single shapes beside the one of free dimensions, because that is faster.
+        self._special: dict[tuple[tuple[int, ...], ...], Any] = {}
         shapes = {spec.name: tuple(size or 1 for size in spec.shape) for spec in inputs}
         # So that what cannot be compiled is found now. Free dimensions beside the batch may not take a 1.
         self._compile({} if any(None in spec.item_shape for spec in inputs) else shapes)
@@ -155,7 +155,7 @@ class _OpenVINOEngine(PooledEngine):
             compiled = self._compile(shapes)
         except CompileError as error:
             raise EngineRunError(f"OpenVINO cannot run this batch: {error}") from error
-        buffers = {spec.name: _aligned(shapes[spec.name], spec.dtype) for spec in self.inputs}
+        buffers = {spec.name: aligned(shapes[spec.name], spec.dtype) for spec in self.inputs}
         request = compiled.create_infer_request()
         ports = _positions(compiled.inputs)
         for name, buffer in buffers.items():
@@ -165,7 +165,20 @@ class _OpenVINOEngine(PooledEngine):
         outputs = _positions(compiled.outputs)
         return _OpenVINOSlot(request, buffers, {spec.name: outputs[spec.name] for spec in self.outputs})
 
+    def specialise(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        if self._static_shapes:
+            return False
+        self._special[tuple(shapes.values())] = self._program.compile(shapes)
+        self.forget(shapes)
+        return True
+
+    def generalise(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._special.pop(tuple(shapes.values()), None)
+        self.forget(shapes)
+
     def _compile(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+        if (special := self._special.get(tuple(shapes.values()))) is not None:
+            return special
         if not self._static_shapes:
             shapes = {}
         key = tuple(shapes.values())
@@ -179,6 +192,7 @@ class _OpenVINOEngine(PooledEngine):
     def close(self) -> None:
         super().close()
         self._compiled.clear()
+        self._special.clear()
         self._program.close()
 
 
@@ -238,23 +252,12 @@ class _OpenVINOSlot:
 
     def run(self) -> Mapping[str, Array]:
         for name, array in self._wide.items():
-            _check_int32(name, array)
+            check_int32(name, array)
         try:
             results = self._request.infer(share_outputs=True).to_tuple()
         except RuntimeError as error:
             raise EngineRunError(f"OpenVINO cannot run this batch: {explain(str(error))}.") from error
         return {name: results[position] for name, position in self._outputs.items()}
-
-
-def _check_int32(name: str, array: Array) -> None:
-    """Refuses integers that OpenVINO would cut: on the processor it computes all of them in 32 bits."""
-    limits = np.iinfo(np.int32)
-    for value in (array.min(), array.max()) if array.size else ():
-        if not limits.min <= int(value) <= limits.max:
-            raise EngineRunError(
-                f"input {name!r} holds {int(value)}, but this engine computes in 32-bit integers; "
-                f"send values from {limits.min} to {limits.max}."
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,11 +342,3 @@ def _digest(model: bytes) -> str:
 def _positions(ports: list[Any]) -> dict[str, int]:
     """Where each name is among OpenVINO's ports, which have several names where nodes were removed."""
     return {name: position for position, port in enumerate(ports) for name in port.names}
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
-    """Zeros that start on a cache line, which OpenVINO reads in place."""
-    size = int(np.prod(shape)) * dtype.itemsize
-    memory = np.zeros(size + _ALIGNMENT_BYTES, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT_BYTES
-    return memory[start : start + size].view(dtype).reshape(shape)

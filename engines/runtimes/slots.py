@@ -72,6 +72,11 @@ class PooledEngine(Engine):
         if dropped is not None:
             self._discard(dropped)
 
+    def forget(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Drops the slots of these shapes that nobody uses."""
+        with self._lock:
+            self._free.pop(tuple(tuple(shapes[spec.name]) for spec in self.inputs), None)
+
     def close(self) -> None:
         with self._lock:
             self._closed = True

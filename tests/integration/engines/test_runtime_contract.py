@@ -192,6 +192,18 @@ class TestRuntimeContract:
                     slot.run()["scores"], ReferenceSession(path, threads=1).run({"vector": rows})["scores"]
                 )
 
+    def test_a_batch_that_was_compiled_by_itself_answers_alike(
+        self, runtime: Runtime, tmp_path: Path
+    ) -> None:
+        rows = {"vector": vector_rows(4)}
+        with runtime.compile(write(tmp_path, mlp()), threads=1) as engine:
+            general = engine.run(rows)
+            engine.specialise({"vector": (4, 12)})
+            assert_close(engine.run(rows)["scores"], general["scores"])
+            assert len(engine.run({"vector": vector_rows(3)})["scores"]) == 3
+            engine.generalise({"vector": (4, 12)})
+            assert_close(engine.run(rows)["scores"], general["scores"])
+
     def test_shapes_without_end_do_not_keep_slots_without_end(self, runtime: Runtime, tmp_path: Path) -> None:
         with runtime.compile(write(tmp_path, mlp()), threads=1) as engine:
             slots = [engine.slot({"vector": (rows, 12)}) for rows in range(1, MAX_KEPT_SLOTS + 2)]
