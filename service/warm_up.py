@@ -3,7 +3,7 @@
 import itertools
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from engines.options import Batching
@@ -60,12 +60,17 @@ def warm_up(
 
 
 def _warm_lengths(engine: Engine, limits: Batching, padding: Padding, budget_s: float) -> BatchRules:
-    """Runs every size at one length after the other; a length that was not finished is left out."""
+    """Runs every size at one length after the other; one that was not reached in time is left out.
+
+    The powers of two are run however long it takes: rows padded to several times their length would cost more, for as
+    long as the engine serves.
+    """
     until_s = time.monotonic() + budget_s
     sizes = batch_sizes(engine.inputs, limits.max_batch_rows, few=True)
     lengths = row_lengths(padding.longest)
     warm = []
-    for length in _in_time(_order(lengths), until_s):
+    always = sum(length & (length - 1) == 0 or length == lengths[-1] for length in lengths)
+    for length in _in_time(_order(lengths), until_s, always=always):
         for size in sizes:
             shapes = _shapes(engine.inputs, size, padding, length)
             _run_once(engine, shapes, copies=2 if size == sizes[-1] else 1)
@@ -75,10 +80,10 @@ def _warm_lengths(engine: Engine, limits: Batching, padding: Padding, budget_s: 
     return BatchRules(batchable=True, sizes=sizes, padding=padding, lengths=tuple(sorted(warm)))
 
 
-def _in_time(numbers: Iterable[int], until_s: float) -> Iterable[int]:
-    """The first number whatever happens, the others as long as there is time."""
-    first, *others = numbers
-    return itertools.chain([first], itertools.takewhile(lambda _: time.monotonic() < until_s, others))
+def _in_time(numbers: Sequence[int], until_s: float, *, always: int = 1) -> Iterable[int]:
+    """The first numbers whatever happens, `always` many, and the others as long as there is time."""
+    others = itertools.takewhile(lambda _: time.monotonic() < until_s, numbers[always:])
+    return itertools.chain(numbers[:always], others)
 
 
 def _order(numbers: tuple[int, ...]) -> list[int]:

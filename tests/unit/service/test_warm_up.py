@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -61,8 +63,9 @@ def test_rows_that_may_be_padded_are_run_in_every_size_and_length() -> None:
     )
 
 
-def test_a_length_that_was_not_warmed_up_in_time_is_padded_to_the_next() -> None:
+def test_out_of_time_rows_are_padded_to_twice_their_length_at_most() -> None:
     engine = EchoEngine((None,))
-    rules = warm_up(engine, Batching(max_batch_rows=3), batchable=True, padding=PADDING, budget_s=0.0)
-    assert rules.lengths == (20,)
-    assert rules.item_shapes({"x": np.zeros((1, 3), np.float32)}) == ((20,),)
+    padding = dataclasses.replace(PADDING, longest=40)
+    rules = warm_up(engine, Batching(max_batch_rows=3), batchable=True, padding=padding, budget_s=0.0)
+    assert rules.lengths == (16, 32, 40)
+    assert rules.item_shapes({"x": np.zeros((1, 17), np.float32)}) == ((32,),)
