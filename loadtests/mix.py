@@ -28,7 +28,7 @@ def main() -> int:
     """Runs the benchmark; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.mix", description=__doc__)
     parser.add_argument("--quiet-s", type=float, default=20.0, help="seconds with nothing else going on")
-    parser.add_argument("--every-ms", type=float, default=20.0, help="pace of each of two senders per model")
+    parser.add_argument("--every-ms", type=float, default=40.0, help="pace of each of two senders per model")
     parser.add_argument("--swaps", type=int, default=5, help="how often to promote and roll back")
     options = parser.parse_args()
     with three_models.serving() as octet:
