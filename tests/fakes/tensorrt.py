@@ -287,6 +287,10 @@ class Builder:
         model = network._model
         if model is None:
             raise gpu.MisuseError("a network is built that nothing was parsed into")
+        if BuilderFlag.TF32 in config._flags:
+            raise gpu.MisuseError("TF32 is on: what is called FP32 would keep 10 bits of 23")
+        if MemoryPoolType.WORKSPACE not in config._limits:
+            raise gpu.MisuseError("no limit of the workspace: a build would take all memory of the GPU")
         if not self._profiles_fit(network, config):
             return None
         if config.progress_monitor is not None:

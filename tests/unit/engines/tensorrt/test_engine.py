@@ -105,6 +105,16 @@ class TestGraphs:
 
 
 @pytest.mark.usefixtures("machine")
+def test_batches_of_one_shape_that_follow_each_other_run_in_different_lanes(tmp_path: Path) -> None:
+    with compiled(tmp_path) as engine:
+        assert engine.on_gpu
+        slots: list[Any] = [engine.slot(SHAPES) for _ in range(4)]
+        streams = [slot._lane.stream.handle for slot in slots]
+        assert streams[0] != streams[1]
+        assert streams[:2] == streams[2:]
+
+
+@pytest.mark.usefixtures("machine")
 class TestMemory:
     def test_closing_frees_slots_that_are_held_and_kept(self, tmp_path: Path) -> None:
         engine = compiled(tmp_path)
@@ -186,6 +196,24 @@ class TestPlans:
         assert b"Conv" in timings
         assert b"Gemm" in timings or b"MatMul" in timings
         assert len(list((tmp_path / "cache" / key).glob("*.engine"))) == 3
+
+    def test_another_model_of_the_same_shapes_gets_a_plan_of_its_own(self, tmp_path: Path) -> None:
+        answers = []
+        for seed in (1, 2):
+            with compiled(tmp_path, mlp(seed=seed), cache=tmp_path / "cache") as engine:
+                answers.append(engine.run({"vector": vector_rows(2)})["scores"])
+        assert not np.array_equal(answers[0], answers[1])
+
+    def test_timings_that_another_build_keeps_meanwhile_are_not_lost(self, tmp_path: Path) -> None:
+        from engines.runtimes.tensorrt.plans import plan_cache  # noqa: PLC0415 # of the machine that is played
+        from engines.runtimes.tensorrt.runtime import TensorRTRuntime  # noqa: PLC0415 # it imports what is fake
+
+        cache = plan_cache(tmp_path / "cache", TensorRTRuntime().hardware_key())
+        assert cache is not None
+        compiled(
+            tmp_path, cache=tmp_path / "cache", progress=lambda _: cache.put("timings", b'["LSTM"]')
+        ).close()
+        assert b"LSTM" in (cache.get("timings") or b"")
 
     def test_a_plan_that_tensorrt_refuses_is_compiled_again(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
