@@ -54,7 +54,10 @@ class EngineCache:
         except OSError:
             return None
         digest, engine = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-        return engine if hmac.compare_digest(self._seal(key, engine), digest) else None
+        if not hmac.compare_digest(self._seal(key, engine), digest):
+            return None
+        _note(path)
+        return engine
 
     def put(self, key: str, engine: bytes) -> None:
         """Keeps `engine` under `key`. A folder that is full or read-only is no error: it only costs time."""

@@ -195,6 +195,9 @@ def check_nothing_lost(fleet: Fleet, accepted: list[str], timeout_s: float) -> N
             assert report.status_code == 200
             fleet.wait(lambda model=model, server=server: server.serves(model), f"{model} to be served", 60)
             assert server.infer(model).status_code == 200
+    for build in builds:
+        # What comes next need not load them at every start.
+        fleet.servers[0].client.delete(f"/v1/models/{build['model']}").raise_for_status()
 
 
 def _close(outputs: list[dict[str, Any]], right: list[dict[str, Any]]) -> bool:

@@ -15,8 +15,11 @@ from typing import Any
 import httpx
 
 from tests.databases import PostgreSQL
-from tests.integration.running import ROOT, START_TIMEOUT_S, Octet
+from tests.integration.running import ROOT, Octet
 from tests.s3 import BUCKET, credentials, s3_server
+
+READY_S = 180.0
+"""A server that starts again loads every model first, on a machine with many processes."""
 
 
 class Fleet:
@@ -71,9 +74,9 @@ class Fleet:
     def wait_until_ready(self) -> None:
         """Until every server is ready, and every worker takes builds."""
         for server in self.servers:
-            self.wait(server.is_ready, "a server to be ready", START_TIMEOUT_S)
+            self.wait(server.is_ready, "a server to be ready", READY_S)
         for worker in self.workers:
-            self.wait((worker.home / "worker.ready").exists, "a worker to take builds", START_TIMEOUT_S)
+            self.wait((worker.home / "worker.ready").exists, "a worker to take builds", READY_S)
 
     def revive(self) -> None:
         """Starts again what was killed with its supervisor."""
