@@ -1,10 +1,10 @@
 """The body of an inference request: what its headers say of it, and reading it."""
 
-import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
+from service.coding_threads import in_coding_thread
 from service.compression import CODINGS, decompressed
 from service.errors import BadRequestError, ContentCodingError, TooLargeError
 from service.http.exchange import Exchange, Receive
@@ -75,7 +75,7 @@ async def read_body(headers: BodyHeaders, receive: Receive, max_bytes: int) -> B
     if len(body) <= INLINE_BYTES:
         # Nothing much can come of so few bytes: deflate makes at most a thousand times as many.
         return decompressed(body, headers.coding, max_bytes)
-    return await asyncio.to_thread(decompressed, body, headers.coding, max_bytes)
+    return await in_coding_thread(decompressed, body, headers.coding, max_bytes)
 
 
 async def _whole_body(headers: BodyHeaders, receive: Receive, max_bytes: int) -> Buffer:

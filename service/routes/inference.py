@@ -4,7 +4,6 @@ It is dispatched before FastAPI: neither routing tables nor dependency resolutio
 inference request, which makes it some three times cheaper.
 """
 
-import asyncio
 import functools
 import logging
 import time
@@ -13,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from engines.errors import EngineError
 from service import request_ids
+from service.coding_threads import in_coding_thread
 from service.compression import accepted, compressed
 from service.deployment import Deployment
 from service.errors import ServiceError
@@ -172,7 +172,7 @@ class InferenceHandler:
         if size <= INLINE_BYTES:
             body = compressed(answer.pieces, coding)
         else:
-            body = await asyncio.to_thread(compressed, answer.pieces, coding)
+            body = await in_coding_thread(compressed, answer.pieces, coding)
         return replace(answer, pieces=[body], headers=(*answer.headers, (b"content-encoding", coding), _VARY))
 
     def _count(self, deployment: Deployment | None, outcome: Outcome, rows: int, seconds: float) -> None:

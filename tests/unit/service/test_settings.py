@@ -154,3 +154,34 @@ def test_a_part_of_a_processor_is_one_and_two_and_a_half_are_two(tmp_path: Path)
     more = cgroup(tmp_path / "more", "0::/\n", {"sys/fs/cgroup/cpu.max": "250000 100000"})
     assert processor_budget(few) == 1
     assert processor_budget(more) == min(2, len(os.sched_getaffinity(0)))
+
+
+def test_a_shared_database_needs_a_shared_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCTET_DATABASE_URL", "postgres://user:secret@host/octet")
+    with pytest.raises(StartError, match=r"OCTET_STORE_URL is not: .*set OCTET_STORE_URL too"):
+        Settings.load()
+    monkeypatch.setenv("OCTET_STORE_URL", "s3://bucket/prefix")
+    settings = Settings.load()
+    assert settings.catalog_url == settings.queue_url == "postgresql+psycopg://user:secret@host/octet"
+    assert settings.shared
+
+
+def test_a_database_url_that_cannot_be_used_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCTET_DATABASE_URL", "mysql://user:secret@host/octet")
+    with pytest.raises(StartError, match=r"^OCTET_DATABASE_URL cannot be .*postgresql://") as caught:
+        Settings.load()
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("database", "worker", "expected"),
+    [("", "", True), ("", "0", False), ("postgresql://h/d", "", False), ("postgresql://h/d", "1", True)],
+)
+def test_one_machine_builds_by_itself_and_a_fleet_has_workers(
+    monkeypatch: pytest.MonkeyPatch, database: str, worker: str, expected: bool
+) -> None:
+    monkeypatch.setenv("OCTET_STORE_URL", "s3://bucket")
+    monkeypatch.setenv("OCTET_DATABASE_URL", database)
+    if worker:
+        monkeypatch.setenv("OCTET_WORKER", worker)
+    assert Settings.load().has_worker is expected
