@@ -8,16 +8,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engines.accuracy import Accuracy, OutputAccuracy
     from engines.building import quantize
     from engines.errors import EngineError
-    from engines.inspection import Inspection, inspect
+    from engines.fidelity.accuracy import Accuracy, OutputAccuracy
     from engines.loading import LoadedEngine, hardware_key, load_engine
+    from engines.model.inspection import Inspection, inspect
+    from engines.model.tensors import TensorSpec
     from engines.options import BuildOptions, CalibrationMethod, Contract, Metric, Precision
-    from engines.proof import Proof, Verification
-    from engines.report import Report, Verdict
+    from engines.proof.proof import Proof, Verification
+    from engines.reports.report import Report, Verdict
     from engines.runtimes.base import Engine
-    from engines.tensors import TensorSpec
 
 __all__ = [
     "Accuracy",
@@ -43,24 +43,24 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Accuracy": "accuracy",
+    "Accuracy": "fidelity.accuracy",
     "BuildOptions": "options",
     "CalibrationMethod": "options",
     "Contract": "options",
     "Engine": "runtimes.base",
     "EngineError": "errors",
-    "Inspection": "inspection",
+    "Inspection": "model.inspection",
     "LoadedEngine": "loading",
     "Metric": "options",
-    "OutputAccuracy": "accuracy",
+    "OutputAccuracy": "fidelity.accuracy",
     "Precision": "options",
-    "Proof": "proof",
-    "Report": "report",
-    "TensorSpec": "tensors",
-    "Verdict": "report",
-    "Verification": "proof",
+    "Proof": "proof.proof",
+    "Report": "reports.report",
+    "TensorSpec": "model.tensors",
+    "Verdict": "reports.report",
+    "Verification": "proof.proof",
     "hardware_key": "loading",
-    "inspect": "inspection",
+    "inspect": "model.inspection",
     "load_engine": "loading",
     "quantize": "building",
 }

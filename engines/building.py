@@ -9,7 +9,7 @@ from pathlib import Path
 from engines import resources
 from engines.options import BuildOptions
 from engines.pipeline import PHASES
-from engines.report import Report
+from engines.reports.report import Report
 from engines.workspace import (
     REPORT,
     UPLOADED_LABELS,

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.tensors import Array
+from engines.model.tensors import Array
 
 ACTIVATION_LEVELS = 127
 """Steps from 0 to the clipping threshold of an activation."""

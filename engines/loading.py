@@ -9,15 +9,15 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from engines.errors import CompileError, EngineRefusedError
-from engines.external_weights import weights_path
+from engines.model.external_weights import weights_path
+from engines.model.tensors import Array
 from engines.options import BuildOptions, Precision
-from engines.padding import Padding
-from engines.proof import Proof, Verification
+from engines.proof.padding import Padding
+from engines.proof.proof import Proof, Verification
 from engines.quantization.narrowing import WIDEST_SAFE_CODE, widest_code
 from engines.runtimes.base import Engine, Runtime
 from engines.runtimes.selection import runtime_for
-from engines.specialising import specialise
-from engines.tensors import Array
+from engines.runtimes.specialising import specialise
 from engines.workspace import PREPARED, PROOF, QUANTIZED
 
 

@@ -97,7 +97,7 @@ class _Options(BaseModel):
 class Contract(_Options):
     """The accuracy that a version must keep against FP32."""
 
-    # What is measured. None is the default contract: several clauses, which engines.contract explains.
+    # What is measured. None is the default contract: several clauses, which engines.fidelity.contract explains.
     metric: Metric | None = None
     # Least value of the metric at which the engine may answer; of the default contract, least SQNR in decibels.
     min: float = Field(default=_LEAST_DB, allow_inf_nan=False)

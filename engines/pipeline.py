@@ -13,24 +13,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from engines import resources
-from engines.accuracy import check_metric
-from engines.arriving import arrive, arrived_as, arrived_splits, write_arrived
-from engines.batch_rewriting import Rewriting, rewrite_batch
-from engines.calibrating import calibrate as observe_variants
 from engines.errors import CalibrationError, CompileError, EngineRunError, UnsupportedModelError
-from engines.labels import class_output, read_labels
-from engines.model import Model, save_model
+from engines.fidelity.accuracy import check_metric
+from engines.model.model import Model, save_model
+from engines.model.uploaded import load_uploaded
 from engines.options import BuildOptions, Precision
+from engines.phases.arriving import arrive, arrived_as, arrived_splits, write_arrived
+from engines.phases.batch_rewriting import Rewriting, rewrite_batch
+from engines.phases.calibrating import calibrate as observe_variants
+from engines.phases.preparing import prepare as prepare_model
+from engines.phases.quantizing import quantize as write_quantized
+from engines.phases.verifying import verify as verify_engines
 from engines.preparation.single_precision import is_bfloat16
-from engines.prepare import prepare as prepare_model
 from engines.quantization.quantizers import check_form, is_quantized
-from engines.quantizing import quantize as write_quantized
 from engines.runtimes.reference import ReferenceSession
 from engines.runtimes.selection import runtime_for
 from engines.runtimes.tensorrt.profiles import ShapeLimits, shape_ranges
-from engines.samples import SampleSet, SampleView, import_samples
-from engines.uploaded import load_uploaded
-from engines.verifying import verify as verify_engines
+from engines.samples.importing import SampleSet, SampleView, import_samples
+from engines.samples.labels import class_output, read_labels
 from engines.workspace import (
     ARRIVED,
     CALIBRATION,
@@ -161,7 +161,7 @@ def prepare(workspace: Workspace, options: BuildOptions, progress: Progress) -> 
 
 
 def calibrate(workspace: Workspace, options: BuildOptions, progress: Progress) -> dict[str, Any]:
-    """Watches FP32 run on the calibration rows: `engines.calibrating`.
+    """Watches FP32 run on the calibration rows: `engines.phases.calibrating`.
 
     Raises:
         CalibrationError: the model fails on the samples, or a tensor is not finite.
@@ -177,7 +177,7 @@ def calibrate(workspace: Workspace, options: BuildOptions, progress: Progress) -
 
 
 def quantize(workspace: Workspace, options: BuildOptions, progress: Progress) -> dict[str, Any]:
-    """Writes the 8-bit model that comes closest to FP32 on the tune rows: `engines.quantizing`.
+    """Writes the 8-bit model that comes closest to FP32 on the tune rows: `engines.phases.quantizing`.
 
     Raises:
         UnsupportedModelError: the model's opset has no quantization.

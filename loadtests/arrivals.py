@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from engines.options import Batching, Effort, Precision
-from engines.report_page.markup import element, join, verbatim
-from engines.report_page.markup import table as html_table
-from engines.report_page.style import STYLE
+from engines.reports.page.markup import element, join, verbatim
+from engines.reports.page.markup import table as html_table
+from engines.reports.page.style import STYLE
 from examples.demo import free_port
 from examples.running import Running, service
 from loadtests import line_chart

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from engines import pipeline
-from engines.calibrating import read_observed
 from engines.calibration.thresholds import threshold
 from engines.options import BuildOptions, CalibrationMethod, Effort
-from engines.samples import SampleSet
+from engines.phases.calibrating import read_observed
+from engines.samples.importing import SampleSet
 from engines.workspace import SAMPLES, UPLOADED_MODEL, UPLOADED_SAMPLES, Workspace
 from loadtests.peers.environment import ROOT, PeerEnvironment
 from loadtests.peers.settings import Setting

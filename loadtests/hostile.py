@@ -27,7 +27,7 @@ from loadtests.frontend import octet_side, request_body
 from loadtests.fronts.running import Side
 from loadtests.serving import server_of
 from loadtests.wrk import Load, post
-from service.memory import resident_bytes
+from service.processes.memory import resident_bytes
 
 CONNECTIONS = 16
 MOST_FACTOR = 2.0

@@ -22,18 +22,18 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from engines.model.tensors import Array
 from engines.options import Precision
 from engines.runtimes.base import Engine
-from engines.tensors import Array
 from examples.demo import free_port
 from examples.running import Running, service
 from loadtests.peers.environment import ROOT
 from loadtests.resnet50 import IMAGE_SHAPE, write_resnet50
 from loadtests.serving import batch_counts, build, cpu_seconds, engine_of, loop, server_of
 from loadtests.wrk import post
-from service.catalog import Catalog
+from service.catalog.catalog import Catalog
 from service.settings import Settings
-from service.stores import open_store
+from service.storage.stores import open_store
 
 HOME = ROOT / ".octet-bench" / "images"
 CONNECTIONS = 16

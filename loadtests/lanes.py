@@ -18,14 +18,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from engines.model.tensors import Array
 from engines.options import Batching
 from engines.runtimes.openvino import OpenVINORuntime
-from engines.tensors import Array
-from service.batcher import Batcher
-from service.device import Device
-from service.metrics import Metrics
-from service.processors import processor_budget
-from service.warm_up import warm_up
+from service.batching.batcher import Batcher
+from service.batching.device import Device
+from service.monitoring.metrics import Metrics
+from service.processes.processors import processor_budget
+from service.serving.warm_up import warm_up
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "examples" / "digits" / "samples.npz"

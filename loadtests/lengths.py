@@ -22,14 +22,14 @@ from rich.table import Table
 
 from engines.building import quantize
 from engines.loading import LoadedEngine, load_engine
+from engines.model.tensors import Array
 from engines.options import Batching, BuildOptions, Effort
-from engines.tensors import Array
 from loadtests.cases import MODELS
-from service.batch_sizes import BatchRules, batch_sizes
-from service.batcher import Batcher
-from service.metrics import Metrics, VersionMetrics
-from service.processors import processor_budget
-from service.warm_up import warm_up
+from service.batching.batch_sizes import BatchRules, batch_sizes
+from service.batching.batcher import Batcher
+from service.monitoring.metrics import Metrics, VersionMetrics
+from service.processes.processors import processor_budget
+from service.serving.warm_up import warm_up
 
 # The second one meets no new shape, however rows are batched.
 _ROUNDS = 2

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engines.report_page.markup import Markup, element
+from engines.reports.page.markup import Markup, element
 
 STYLE = """
 svg .line { fill: none; stroke-width: 2; }

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from loadtests import three_models
 from loadtests.serving import infer_request, server_of
-from service.memory import resident_bytes
+from service.processes.memory import resident_bytes
 
 MOST_GROWTH = 0.05
 # What is set up at the first use belongs to no model.

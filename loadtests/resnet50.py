@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.tensors import Array
+from engines.model.tensors import Array
 
 # Blocks and inner channels of each stage (He et al. 2016, table 1); outer channels are four times as many.
 _STAGES = ((3, 64), (4, 128), (6, 256), (3, 512))

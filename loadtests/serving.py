@@ -26,17 +26,17 @@ from rich.console import Console
 from rich.table import Table
 
 from engines import load_engine
+from engines.model.tensors import Array
 from engines.options import Batching, Precision
 from engines.runtimes.base import Engine
-from engines.tensors import Array
 from examples.demo import free_port
 from examples.running import Running, service
 from loadtests.http_load import LoadResult, run_load
-from service.catalog import Catalog, Version
+from service.catalog.catalog import Catalog, Version
 from service.protocol import datatype
 from service.settings import Settings
-from service.storage import BlobStore
-from service.stores import open_store
+from service.storage.blobs import BlobStore
+from service.storage.stores import open_store
 
 DIGITS = Path(__file__).parent.parent / "examples" / "digits"
 PRECISIONS = (Precision.FP32, Precision.INT8)

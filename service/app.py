@@ -11,31 +11,31 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from engines.errors import EngineError
-from service import request_ids
-from service.build_metrics import BuildCollector
-from service.catalog import Catalog, Version
+from service.builds.sandbox import Limits
+from service.catalog.catalog import Catalog, Version
+from service.catalog.engine_states import EngineStates
 from service.context import Context
-from service.engine_exchange import EngineExchange
-from service.engine_states import EngineStates
 from service.errors import ServiceError
-from service.flight import FlightRecorder
-from service.inventory import Care
-from service.loading import Loaded, VersionLoader
-from service.metrics import Metrics
-from service.observer import Observer
+from service.http.responses import INTERNAL, error_response, framework_response
+from service.monitoring import request_ids
+from service.monitoring.build_metrics import BuildCollector
+from service.monitoring.metrics import Metrics
+from service.monitoring.observer import Observer
+from service.monitoring.state_metrics import StateCollector
+from service.monitoring.tracing import start_tracing
 from service.openapi import inference_paths
-from service.quarantine import CrashLog
-from service.rehearsals import Rehearsals
-from service.residency import MemoryLimits
-from service.responses import INTERNAL, error_response, framework_response
 from service.routes import builds, configuration, health, metrics, models, repository, statistics
 from service.routes.inference import InferenceHandler, infer_address
-from service.sandbox import Limits
-from service.serving import Deployments
+from service.serving.deployments import Deployments
+from service.serving.engine_exchange import EngineExchange
+from service.serving.flight import FlightRecorder
+from service.serving.inventory import Care
+from service.serving.loading import Loaded, VersionLoader
+from service.serving.quarantine import CrashLog
+from service.serving.rehearsals import Rehearsals
+from service.serving.residency import MemoryLimits
 from service.settings import Settings
-from service.state_metrics import StateCollector
-from service.stores import open_store
-from service.tracing import start_tracing
+from service.storage.stores import open_store
 
 
 class OctetApp(FastAPI):

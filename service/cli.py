@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 
 from engines.options import CalibrationMethod, Effort, Metric, OnMiss, Precision
-from service import supervisor
 from service.errors import ServiceError
-from service.logs import configure_logging
+from service.monitoring.logs import configure_logging
+from service.processes import supervisor
 from service.settings import Settings
 
 app = typer.Typer(

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
-from service.catalog import Catalog
-from service.metrics import Metrics
-from service.serving import Deployments
+from service.catalog.catalog import Catalog
+from service.monitoring.metrics import Metrics
+from service.serving.deployments import Deployments
 from service.settings import Settings
-from service.storage import BlobStore
+from service.storage.blobs import BlobStore
 
 
 @dataclass(frozen=True, kw_only=True)

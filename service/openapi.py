@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from service.compression import CODINGS
 from service.errors import (
     STATUS,
     BadRequestError,
@@ -13,6 +12,7 @@ from service.errors import (
     QueueFullError,
     TooLargeError,
 )
+from service.http.compression import CODINGS
 from service.protocol import DATATYPES
 
 _ERROR = {

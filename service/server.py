@@ -20,14 +20,14 @@ from collections.abc import Iterator
 from types import FrameType
 
 from engines.runtimes.selection import describe_runtime
-from service import listening
 from service.app import OctetApp, create_app
 from service.errors import StartError
 from service.http.limits import ConnectionLimits
 from service.http.server import HttpConfig, HttpServer
-from service.lifeline import end_with_parent
-from service.logs import configure_logging
-from service.serving import Deployments
+from service.monitoring.logs import configure_logging
+from service.processes import listening
+from service.processes.lifeline import end_with_parent
+from service.serving.deployments import Deployments
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.errors import StartError
-from service.memory import memory_limit
-from service.processors import processor_budget
+from service.processes.memory import memory_limit
+from service.processes.processors import processor_budget
 
 GIB = 1 << 30
 MIB = 1 << 20

@@ -10,22 +10,22 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from service.builds import Builder
-from service.catalog import Catalog
+from service.builds.heartbeat import Heartbeat
+from service.builds.leases import Leases, worker_name
+from service.builds.patience import patiently
+from service.builds.run import Builder
+from service.builds.sandbox import Limits, Sandbox
+from service.builds.workflow import STEPS, BuildQueue
+from service.catalog.catalog import Catalog
 from service.errors import StartError
-from service.heartbeat import Heartbeat
-from service.leases import Leases, worker_name
-from service.lifeline import end_with_parent
-from service.locks import exclusive
-from service.logs import configure_logging
-from service.patience import patiently
-from service.sandbox import Limits, Sandbox
+from service.monitoring.logs import configure_logging
+from service.monitoring.tracing import start_tracing
+from service.processes.lifeline import end_with_parent
+from service.processes.locks import exclusive
+from service.processes.supervisor import READY
 from service.settings import Settings
-from service.storage import BlobStore
-from service.stores import open_store
-from service.supervisor import READY
-from service.tracing import start_tracing
-from service.workflow import STEPS, BuildQueue
+from service.storage.blobs import BlobStore
+from service.storage.stores import open_store
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from service.migration import migrate
-from service.schema import create_engine
+from service.catalog.migration import migrate
+from service.catalog.schema import create_engine
 
 with warnings.catch_warnings():
     # Where the system has no folder for sockets, it says that it takes a temporary one.

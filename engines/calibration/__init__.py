@@ -1,0 +1,1 @@
+"""What activations reach: histograms that merge exactly, and thresholds chosen from them."""

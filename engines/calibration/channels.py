@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import CalibrationError
-from engines.model import Model
+from engines.model.model import Model
+from engines.model.tensors import Array
 from engines.runtimes.reference import ReferenceSession
-from engines.tensors import Array
 
 Floats = NDArray[np.float32]
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.errors import CalibrationError
-from engines.tensors import Array
+from engines.model.tensors import Array
 
 BINS = 4096
 

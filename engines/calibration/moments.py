@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.formats import Grid
-from engines.model import Model
+from engines.model.model import Model
+from engines.model.tensors import Array
 from engines.quantization.unfolding import Unfolding
 from engines.runtimes.reference import ReferenceSession
-from engines.tensors import Array
 
 Matrix = NDArray[np.float64]
 

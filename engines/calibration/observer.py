@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from engines.calibration.histogram import Histogram
 from engines.errors import CalibrationError
-from engines.model import Model
+from engines.model.model import Model
+from engines.model.tensors import Array
 from engines.runtimes.reference import ReferenceSession
-from engines.tensors import Array
 
 BATCH_ROWS = 4
 """Rows of a calibration batch. Fixed, because the last digits of activations depend on it; small, because all

@@ -13,8 +13,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from engines.model.wiring import producers
 from engines.preparation.tidying import fresh_name, remove_dead_nodes, tensor_names, use_counts
-from engines.wiring import producers
 
 MASKED = -1e30
 """What is added to a masked score in place of minus infinity. Beside a score that is not masked its exponential is 0

@@ -15,8 +15,8 @@ import onnx.reference
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.growth import GROWING, grown_elements
-from engines.wiring import int_attribute
+from engines.model.growth import GROWING, grown_elements
+from engines.model.wiring import int_attribute
 
 _LOGICAL = frozenset({"And", "Equal", "Greater", "Less", "Not", "Or", "Where"})
 _ARITHMETIC = frozenset({"Add", "Div", "Max", "Min", "Mul", "Pow", "Sub"})

@@ -5,7 +5,7 @@ tokens and recurrent states that join the batch. To find them, the shapes of all
 node by node, as if the batch were larger; a node whose constants insist on the old batch is rewritten on the way.
 
 What comes out is a candidate. Where a 1 of the graph meant the batch and where it did not is a guess here and
-there, so it has to be proven against the original (`engines.batch_rewriting`).
+there, so it has to be proven against the original (`engines.phases.batch_rewriting`).
 """
 
 import math
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.errors import UnsupportedModelError
-from engines.model import Model
-from engines.naming import label, quote
+from engines.model.model import Model
+from engines.model.naming import label, quote
 from engines.preparation.tidying import fresh_name, name_nodes, tensor_names
 
 _TIMES = 13

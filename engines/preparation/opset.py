@@ -7,8 +7,8 @@ import onnx.version_converter
 from onnx import helper
 
 from engines.errors import UnsupportedModelError
-from engines.external_weights import is_large, skeleton, with_weights
-from engines.model_checks import default_opset, one_sentence
+from engines.model.checks import default_opset, one_sentence
+from engines.model.external_weights import is_large, skeleton, with_weights
 
 WANTED_OPSET = 21
 """The first opset whose QuantizeLinear takes FP16 scales and 4-bit types; TensorRT needs 19 for FP8."""

@@ -7,7 +7,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from engines.growth import constant_value
+from engines.model.growth import constant_value
 
 
 def hide_default_inputs(graph: onnx.GraphProto) -> None:

@@ -7,8 +7,8 @@ import onnx
 from onnx import TensorProto
 
 from engines.errors import UnsupportedModelError
-from engines.model import Model
-from engines.naming import quote
+from engines.model.model import Model
+from engines.model.naming import quote
 from engines.options import Precision
 from engines.quantization.pairs import MOVING
 from engines.quantization.placement import LayerKind

@@ -2,7 +2,7 @@
 
 import onnx
 
-from engines.wiring import readers
+from engines.model.wiring import readers
 
 _ON_THE_WAY = frozenset({"Mul", "Div", "Add", "Where"})
 """What scales and masks scores."""

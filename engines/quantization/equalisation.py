@@ -23,7 +23,7 @@ from onnx import numpy_helper
 
 from engines.calibration.channels import ChannelRange
 from engines.formats import ACTIVATION_LEVELS, WeightBits, along, dequantize, quantize_weights, weight_scales
-from engines.model import Model, from_proto
+from engines.model.model import Model, from_proto
 from engines.preparation.tidying import use_counts
 from engines.quantization.channel_folding import ChannelFolder, input_channels, per_weight
 from engines.quantization.placement import CONVOLUTIONS, LayerKind, place

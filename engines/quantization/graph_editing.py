@@ -8,8 +8,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from engines.model.wiring import producers
 from engines.preparation.tidying import fresh_name, remove_dead_nodes, tensor_names, use_counts
-from engines.wiring import producers
 
 Floats = NDArray[np.float32]
 

@@ -11,10 +11,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from engines.model.tensors import Array
+from engines.model.wiring import readers
 from engines.preparation.tidying import fresh_name, remove_dead_nodes, tensor_names
 from engines.quantization.quantizers import DEQUANTIZE, QUANTIZE, Quantizer
-from engines.tensors import Array
-from engines.wiring import readers
 
 MOVING = frozenset(
     {

@@ -28,13 +28,13 @@ from dataclasses import dataclass, replace
 import onnx
 from onnx import TensorProto
 
-from engines.model import Model
+from engines.model.model import Model
+from engines.model.wiring import int_attribute
 from engines.options import Precision
 from engines.quantization.attention import score_products
 from engines.quantization.concatenation import SharedScale, shared_scales
 from engines.quantization.float8_kernels import float8_convolution_reason
 from engines.quantization.residuals import residual_inputs
-from engines.wiring import int_attribute
 
 SMALLEST_MATRIX = 16
 """Matrix products with fewer rows or columns of weights stay floating: 8-bit kernels work on tiles of 16 and pad

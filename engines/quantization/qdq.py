@@ -16,13 +16,13 @@ from onnx import helper, numpy_helper
 
 from engines.errors import UnsupportedModelError
 from engines.formats import Codes, quantize_weights, weight_scales
-from engines.model import Model, from_proto
+from engines.model.model import Model, from_proto
+from engines.model.tensors import Array
 from engines.options import Precision
 from engines.preparation.tidying import fresh_name
 from engines.quantization.placement import Placement, QuantizedWeight
 from engines.quantization.reconstruction import LayerWeights
 from engines.quantization.scheme import Scheme, scheme_of
-from engines.tensors import Array
 
 
 def quantize_model(

@@ -21,9 +21,9 @@ from onnx import TensorProto, numpy_helper
 
 from engines import float8
 from engines.errors import UnsupportedModelError
-from engines.naming import label, quote
-from engines.tensors import Array
-from engines.wiring import int_attribute
+from engines.model.naming import label, quote
+from engines.model.tensors import Array
+from engines.model.wiring import int_attribute
 
 QUANTIZE = "QuantizeLinear"
 DEQUANTIZE = "DequantizeLinear"

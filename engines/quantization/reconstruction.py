@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from engines.calibration.moments import LONGEST_ROW, Layer, Moments, row_length
 from engines.formats import Codes, WeightGrid, along
-from engines.model import Model
+from engines.model.model import Model
 from engines.options import Precision
 from engines.quantization.placement import LayerKind, Placement
 from engines.quantization.rounding import compensated, rounded

@@ -11,10 +11,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from engines.model.wiring import float_attribute, int_attribute
 from engines.quantization.graph_editing import Fold, GraphEditor
 from engines.quantization.placement import LayerKind
 from engines.quantization.recomputed import chain, column
-from engines.wiring import float_attribute, int_attribute
 
 Floats = NDArray[np.float32]
 

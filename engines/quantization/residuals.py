@@ -5,7 +5,7 @@ from collections.abc import Set as AbstractSet
 
 import onnx
 
-from engines.wiring import producers, readers
+from engines.model.wiring import producers, readers
 
 _RESHAPES = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
 """Operators that move values without changing them."""

@@ -20,7 +20,7 @@ from onnx import numpy_helper
 
 from engines.calibration.channels import ChannelRange
 from engines.formats import ACTIVATION_LEVELS, WeightBits, weight_scales
-from engines.model import Model, from_proto
+from engines.model.model import Model, from_proto
 from engines.quantization.outliers import outlier_channels
 from engines.quantization.placement import CONVOLUTIONS, LayerKind, place
 from engines.quantization.rescaling import Rescaler, input_weights

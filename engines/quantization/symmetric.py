@@ -13,10 +13,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from engines.model.wiring import readers
 from engines.preparation.tidying import fresh_name, tensor_names
 from engines.quantization.pairs import MOVING, moved_to
 from engines.quantization.quantizers import DEQUANTIZE, QUANTIZE, Quantizer
-from engines.wiring import readers
 
 _MIDDLE = 128
 _OUTPUT_DTYPE = "output_dtype"

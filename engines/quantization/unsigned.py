@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from engines.formats import unsigned_scale
-from engines.wiring import readers
+from engines.model.wiring import readers
 
 _MARK = "octet.quantizers"
 _KEPT = "as trained"

@@ -1,0 +1,1 @@
+"""What runs models: one module a library, behind the contract of `base`."""

@@ -10,8 +10,8 @@ from typing import Protocol, Self
 import numpy as np
 
 from engines.errors import EngineRunError
+from engines.model.tensors import Array, TensorSpec
 from engines.options import Precision
-from engines.tensors import Array, TensorSpec
 
 
 class Slot(Protocol):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from engines.errors import EngineRunError
-from engines.tensors import Array
+from engines.model.tensors import Array
 
 _ALIGNMENT_BYTES = 64
 """A cache line, and the width of AVX512."""

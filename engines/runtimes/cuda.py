@@ -20,7 +20,7 @@ import numpy as np
 from pycuda import driver
 
 from engines.errors import EngineRunError
-from engines.tensors import Array
+from engines.model.tensors import Array
 
 try:
     from cuda.bindings import driver as graphs

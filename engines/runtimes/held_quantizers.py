@@ -20,9 +20,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from engines.model.tensors import Array
+from engines.model.wiring import producers, readers
 from engines.quantization.pairs import MOVING
-from engines.tensors import Array
-from engines.wiring import producers, readers
 
 _SMALLEST: Mapping[int, int] = {TensorProto.INT8: -128, TensorProto.UINT8: 0}
 _BEYOND = 2

@@ -18,8 +18,9 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from engines.errors import CompileError, EngineError, EngineRunError
-from engines.external_weights import weights_path, written_beside
-from engines.model_signature import input_specs, output_specs
+from engines.model.external_weights import weights_path, written_beside
+from engines.model.signature import input_specs, output_specs
+from engines.model.tensors import Array, TensorSpec
 from engines.options import Precision
 from engines.quantization.unsigned import refine_unsigned
 from engines.runtimes.base import Engine, Runtime, Slot
@@ -29,7 +30,6 @@ from engines.runtimes.held_quantizers import hold_quantizers
 from engines.runtimes.openvino_messages import explain, translated
 from engines.runtimes.saturation import saturation_probe
 from engines.runtimes.slots import PooledEngine
-from engines.tensors import Array, TensorSpec
 
 # `import openvino` imports its model converter, which reports that to Intel unless the user once opted out.
 # octet needs no converter and reports nothing to anyone: empty modules take the places of both.

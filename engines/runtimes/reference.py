@@ -12,11 +12,11 @@ import numpy as np
 import onnx
 
 from engines.errors import CompileError, EngineRunError
-from engines.external_weights import is_large, weights_path, write_model, written_beside
+from engines.model.external_weights import is_large, weights_path, write_model, written_beside
+from engines.model.tensors import Array, TensorSpec
 from engines.options import Precision
 from engines.runtimes.base import Engine, Runtime, Slot, check_feeds
 from engines.runtimes.slots import PooledEngine
-from engines.tensors import Array, TensorSpec
 
 # From 1.29 on, onnxruntime reports every process and session to Microsoft and keeps an identifier of the machine in
 # the user's cache folder. Only this variable, set before it is loaded, prevents all of it: when its Python interface
@@ -75,7 +75,7 @@ class ReferenceSession:
         """Loads `model`.
 
         Args:
-            model: a model, also serialized, or its file as `engines.model.save_model` writes it.
+            model: a model, also serialized, or its file as `engines.model.model.save_model` writes it.
             outputs: names of the tensors that `run` returns: outputs, inputs, or anything in between. None
                 means the model's outputs.
             threads: processors that a run may use.

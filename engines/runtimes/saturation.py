@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.tensors import Array
+from engines.model.tensors import Array
 
 _CHANNELS = 64
 _KERNEL = 3

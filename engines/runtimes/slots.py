@@ -6,8 +6,8 @@ from collections import OrderedDict
 from collections.abc import Mapping
 
 from engines.errors import EngineRunError
+from engines.model.tensors import TensorSpec
 from engines.runtimes.base import Engine, Slot, check_shapes
-from engines.tensors import TensorSpec
 
 _Shapes = tuple[tuple[int, ...], ...]
 

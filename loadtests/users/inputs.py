@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from engines.tensors import Array
+from engines.model.tensors import Array
 from service.protocol import DATATYPES
 
 # So many different requests are sent in turn.

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engines.report_page.markup import Markup, element, join, table, verbatim
-from engines.report_page.style import STYLE
+from engines.reports.page.markup import Markup, element, join, table, verbatim
+from engines.reports.page.style import STYLE
 from loadtests import line_chart
 from loadtests.line_chart import Axis, Line, Point
 from loadtests.line_chart import line_chart as chart

@@ -8,11 +8,11 @@ from rich.table import Table
 from rich.text import Text
 
 from engines.errors import EngineError
-from engines.inspection import Inspection
-from engines.inspection import inspect as look_at
-from engines.naming import quote
+from engines.model.inspection import Inspection
+from engines.model.inspection import inspect as look_at
+from engines.model.naming import quote
 from engines.options import Precision
-from engines.report_page.figures import share, size
+from engines.reports.page.figures import share, size
 from service.commands.consoles import fail
 
 BAD_INPUT = 2

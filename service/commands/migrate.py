@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 
 import sqlalchemy as sa
 
-from service.locks import exclusive
-from service.migration import HEAD, alone, migrate
-from service.schema import create_engine, translated
+from service.builds.workflow import migrate_queue
+from service.catalog.migration import HEAD, alone, migrate
+from service.catalog.schema import create_engine, translated
+from service.processes.locks import exclusive
 from service.settings import Settings
-from service.workflow import migrate_queue
 
 
 def run(settings: Settings, *, say: Callable[[str], None]) -> None:

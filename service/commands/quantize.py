@@ -12,19 +12,19 @@ from rich.table import Table
 
 import engines
 from engines.errors import EngineError
-from engines.external_weights import moved, weights_path
+from engines.model.external_weights import moved, weights_path
 from engines.options import BuildOptions, CalibrationMethod, Effort, Metric, OnMiss, Precision
-from engines.report import EngineReport, Report, Verdict
-from engines.report_page.figures import decibels, milliseconds, share, size, times
-from engines.report_page.page import render
-from engines.report_page.sections import verdict_line
+from engines.reports.page.figures import decibels, milliseconds, share, size, times
+from engines.reports.page.page import render
+from engines.reports.page.sections import verdict_line
+from engines.reports.report import EngineReport, Report, Verdict
 from engines.workspace import PREPARED, QUANTIZED, Workspace
 from service.commands.consoles import fail, say
 from service.commands.files import check_targets, copy, write
 from service.commands.interruption import cleaning_up
 from service.commands.progress import phase_progress
 from service.errors import BadRequestError
-from service.processors import processor_budget
+from service.processes.processors import processor_budget
 
 ACCEPTED, REFUSED, BAD_INPUT = 0, 1, 2
 """Exit statuses."""

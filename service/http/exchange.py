@@ -11,9 +11,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from service import request_ids
 from service.errors import ServiceError
-from service.responses import INTERNAL, INTERNAL_CODE, JSON, body_of, error_body, retry_after_s, status_of
+from service.http.responses import (
+    INTERNAL,
+    INTERNAL_CODE,
+    JSON,
+    body_of,
+    error_body,
+    retry_after_s,
+    status_of,
+)
+from service.monitoring import request_ids
 
 logger = logging.getLogger(__name__)
 

@@ -4,10 +4,10 @@ from typing import Any, cast
 
 import uvicorn
 
-from service import memory
 from service.http.connection import Connection
 from service.http.exchange import Application
 from service.http.limits import ConnectionLimits
+from service.processes import memory
 
 _TICKS_PER_S = 10
 # Once so many connections have gone, what they held is given back.

@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 
-from engines.tensors import Array, TensorSpec
+from engines.model.tensors import Array, TensorSpec
 from service.errors import BadRequestError
 from service.protocol.datatypes import datatype
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from engines.tensors import Array, TensorSpec
+from engines.model.tensors import Array, TensorSpec
 from service.errors import BadRequestError
 from service.protocol.datatypes import DATATYPES, JSONLESS, datatype
 from service.protocol.messages import shown

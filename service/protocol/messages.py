@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from engines.tensors import TensorSpec
+from engines.model.tensors import TensorSpec
 from service.protocol.datatypes import datatype
 
 _MOST_CHARACTERS = 80

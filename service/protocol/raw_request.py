@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from engines.tensors import Array, TensorSpec
+from engines.model.tensors import Array, TensorSpec
 from service.errors import BadRequestError
 from service.protocol.binary_tensors import from_binary
 from service.protocol.messages import listed

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from engines.tensors import Array, TensorSpec
+from engines.model.tensors import Array, TensorSpec
 from service.errors import BadRequestError
 from service.protocol.binary_tensors import from_binary
 from service.protocol.datatypes import datatype

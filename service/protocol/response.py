@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from engines.tensors import Array
+from engines.model.tensors import Array
 from service.protocol.binary_tensors import to_binary
 from service.protocol.datatypes import datatype
 from service.protocol.json_tensors import to_json

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from engines.tensors import TensorSpec
+from engines.model.tensors import TensorSpec
 from service.protocol.datatypes import JSONLESS, datatype
 from service.protocol.messages import shape_of
 

@@ -1,0 +1,1 @@
+"""The calls of both APIs, a module a subject."""

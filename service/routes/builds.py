@@ -13,13 +13,13 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 
 from engines.errors import EngineError
-from service.acceptance import check_name, new_build
-from service.catalog import Build, BuildState
+from service.builds.acceptance import check_name, new_build
+from service.builds.uploads import Upload, UploadReader, check_size
+from service.catalog.catalog import Build, BuildState
 from service.context import Context
 from service.errors import BadRequestError, ServiceError
-from service.hardware import local_hardware
-from service.responses import json_response
-from service.uploads import Upload, UploadReader, check_size
+from service.http.responses import json_response
+from service.processes.hardware import local_hardware
 
 router = APIRouter(prefix="/v1", tags=["builds"])
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from engines.tensors import TensorSpec
+from engines.model.tensors import TensorSpec
 from service.context import context_of
-from service.deployment import Deployment
+from service.http.responses import json_response
 from service.protocol import datatype
 from service.protocol.messages import shape_of
-from service.responses import json_response
 from service.routes.health import NAME, platform
+from service.serving.deployment import Deployment
 
 router = APIRouter(prefix="/v2/models", tags=["inference"])
 

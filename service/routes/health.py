@@ -9,10 +9,10 @@ from importlib.metadata import version as installed_version
 from fastapi import APIRouter, Request, Response
 
 from service.context import context_of
-from service.deployment import Deployment
 from service.errors import NotReadyError
+from service.http.responses import body_of, json_response
 from service.protocol import metadata
-from service.responses import body_of, json_response
+from service.serving.deployment import Deployment
 
 router = APIRouter(prefix="/v2", tags=["inference"])
 

@@ -11,20 +11,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from engines.errors import EngineError
-from service import request_ids
-from service.coding_threads import in_coding_thread
-from service.compression import accepted, compressed
-from service.deployment import Deployment
+from service.batching.queue import DepartedError
 from service.errors import ServiceError
+from service.http.coding_threads import in_coding_thread
+from service.http.compression import accepted, compressed
 from service.http.exchange import Exchange, Message, Receive, Send
-from service.metrics import Metrics, Outcome
+from service.http.request_body import INLINE_BYTES, BodyHeaders, body_at_hand, read_body
+from service.http.responses import BINARY, JSON, body_of, error_body, retry_after_s, status_of
+from service.monitoring import request_ids
+from service.monitoring.metrics import Metrics, Outcome
+from service.monitoring.timeline import SERVER_TIMING, TIMELINE, Timeline
 from service.protocol import Buffer, InferenceResponse, decode, encode
-from service.queue import DepartedError
-from service.request_body import INLINE_BYTES, BodyHeaders, body_at_hand, read_body
-from service.responses import BINARY, JSON, body_of, error_body, retry_after_s, status_of
-from service.serving import Deployments
+from service.serving.deployment import Deployment
+from service.serving.deployments import Deployments
 from service.settings import Settings
-from service.timeline import SERVER_TIMING, TIMELINE, Timeline
 
 logger = logging.getLogger(__name__)
 

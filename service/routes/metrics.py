@@ -5,7 +5,7 @@ import asyncio
 from fastapi import APIRouter, Request, Response
 
 from service.context import context_of
-from service.metrics import CONTENT_TYPE
+from service.monitoring.metrics import CONTENT_TYPE
 
 router = APIRouter(tags=["metrics"])
 

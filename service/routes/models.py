@@ -10,16 +10,16 @@ from fastapi import APIRouter, Body, Request, Response
 from fastapi.responses import StreamingResponse
 
 from engines import workspace
-from engines.external_weights import moved, weights_path
-from engines.report import Report
-from engines.report_page.page import CONTENT_SECURITY_POLICY, render
-from service.catalog import Version
+from engines.model.external_weights import moved, weights_path
+from engines.reports.page.page import CONTENT_SECURITY_POLICY, render
+from engines.reports.report import Report
+from service.catalog.catalog import Version
+from service.catalog.engine_states import EngineStates
 from service.context import Context
-from service.deployment import Deployment
-from service.engine_states import EngineStates
 from service.errors import BadRequestError, NotFoundError
-from service.negotiation import preferred
-from service.responses import JSON, json_response
+from service.http.negotiation import preferred
+from service.http.responses import JSON, json_response
+from service.serving.deployment import Deployment
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 

@@ -9,13 +9,13 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, Request, Response
 
+from service.batching.queue import DepartedError
 from service.context import context_of
 from service.errors import BadRequestError
+from service.http.request_body import BodyHeaders, read_body
+from service.http.responses import json_response
 from service.protocol.messages import shown
-from service.queue import DepartedError
-from service.request_body import BodyHeaders, read_body
-from service.residency import VersionState
-from service.responses import json_response
+from service.serving.residency import VersionState
 
 router = APIRouter(prefix="/v2/repository", tags=["inference"])
 

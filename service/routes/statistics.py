@@ -6,10 +6,10 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from service.context import context_of
-from service.deployment import Deployment
-from service.responses import json_response
-from service.statistics import Duration
-from service.version_metrics import VersionMetrics
+from service.http.responses import json_response
+from service.monitoring.statistics import Duration
+from service.monitoring.version_metrics import VersionMetrics
+from service.serving.deployment import Deployment
 
 router = APIRouter(prefix="/v2/models", tags=["inference"])
 

@@ -104,7 +104,7 @@ class Octet:
     def build_children(self) -> list[int]:
         """Children of the worker; the server has some of its own, in which it tries what it is about to load."""
         workers = self.processes("service.worker")
-        return [pid for pid in self.processes("service.child") if parent(pid) in workers]
+        return [pid for pid in self.processes("service.builds.child") if parent(pid) in workers]
 
     def upload(self, model: str = "digits", *, force: bool = False, **options: Any) -> httpx.Response:
         """Posts the digits classifier with its samples; the effort is fast unless `options` say else."""

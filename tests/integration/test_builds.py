@@ -157,7 +157,7 @@ def test_cancelling_stops_native_work_within_two_seconds(octet: Octet) -> None:
     started = time.monotonic()
     cancelled = octet.client.delete(f"/v1/builds/{build['id']}").json()
     assert (cancelled["state"], cancelled["error"]["code"]) == ("cancelled", "build.cancelled")
-    wait_for(lambda: child not in octet.processes("service.child"), "the child to end", 5, octet)
+    wait_for(lambda: child not in octet.processes("service.builds.child"), "the child to end", 5, octet)
     assert time.monotonic() - started < 2
     assert octet.client.get("/v1/models/stopped").status_code == 404
     assert octet.client.delete(f"/v1/builds/{build['id']}").status_code == 200

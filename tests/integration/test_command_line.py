@@ -15,7 +15,7 @@ import onnx
 import pytest
 from rich.console import Console
 
-from engines.report import Report, Verdict
+from engines.reports.report import Report, Verdict
 from service.commands.quantize import Flags, Order, run
 from tests.integration.running import DIGITS, ROOT
 from tests.unit.engines.onnx_graphs import conv_net, image_rows, mlp, vector_rows

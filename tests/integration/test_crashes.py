@@ -1,6 +1,6 @@
 """`kill -9` before and after every durable write, of one process and of the whole service: nothing is lost.
 
-The points are not listed here: a first build passes them all and notes them (`service.crashpoints`), so that a
+The points are not listed here: a first build passes them all and notes them (`service.builds.crashpoints`), so that a
 new point is tested from the day it is written. Two more builds then die at one after the other: one with the
 process alone where the other dies with the whole service, and the other way round. Of the points that every
 phase passes, each phase gets one, in turn, which keeps this within minutes.
@@ -83,7 +83,7 @@ def test_a_build_survives_kills_at_every_point(
         sorted(len(octet.processes(name)) for name in ("service.cli", "service.server", "service.worker"))
         == [1] * 3
     )
-    wait_for(lambda: not octet.processes("service.child"), "the last child to end", 10, octet)
+    wait_for(lambda: not octet.processes("service.builds.child"), "the last child to end", 10, octet)
     assert not bystander.second_workers
 
 

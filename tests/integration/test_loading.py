@@ -17,16 +17,16 @@ from engines.errors import InvalidArtifactError
 from engines.options import BuildOptions, Precision
 from engines.runtimes.reference import ReferenceSession
 from engines.workspace import PREPARED, PROOF, QUANTIZED, Workspace
-from service.catalog import Version
-from service.engine_exchange import Compilation, EngineExchange
+from service.builds.sandbox import Limits
+from service.catalog.catalog import Version
 from service.errors import CancelledBuildError, SandboxError
-from service.flight import FlightRecorder, read
-from service.folder_store import FolderStore
-from service.loading import VersionLoader, subject_of
-from service.quarantine import CrashLog
-from service.rehearsals import Rehearsals
-from service.sandbox import Limits
-from service.storage import BlobStore, address
+from service.serving.engine_exchange import Compilation, EngineExchange
+from service.serving.flight import FlightRecorder, read
+from service.serving.loading import VersionLoader, subject_of
+from service.serving.quarantine import CrashLog
+from service.serving.rehearsals import Rehearsals
+from service.storage.blobs import BlobStore, address
+from service.storage.folder_store import FolderStore
 from tests.unit.engines.onnx_graphs import conv_net, image_rows
 
 OPTIONS = BuildOptions.parse({"batching": {"max_batch_rows": 4}})
@@ -143,7 +143,7 @@ def test_native_code_that_loads_a_version_is_on_record(
         seen.append([flown.subject.build_id for flown in read(tmp_path / "flight") if flown.running])
         raise MemoryError
 
-    monkeypatch.setattr("service.loading.warm_up", warm_up)
+    monkeypatch.setattr("service.serving.loading.warm_up", warm_up)
     with pytest.raises(MemoryError):
         loads.load(version)
     assert seen == [["b1"]]

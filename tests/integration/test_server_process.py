@@ -69,7 +69,7 @@ async def test_all_that_it_writes_is_json_one_object_a_line(tmp_path: Path) -> N
     lines = [json.loads(line) for line in errors.decode().splitlines()]
     assert {line["role"] for line in lines} == {"server"}
     last = lines[-1]
-    assert (last["logger"], last["status"]) == ("service.observer", 405)
+    assert (last["logger"], last["status"]) == ("service.monitoring.observer", 405)
     assert last["message"] == "GET /v2/models/nobody/infer 405"
     assert last["request_id"]
 

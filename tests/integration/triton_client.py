@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tritonclient.http
 
-from engines.tensors import Array
+from engines.model.tensors import Array
 from tests.unit.service.live_server import LiveServer
 
 ROWS = np.array([[3, 3], [5, 5]], np.float32)

@@ -9,9 +9,9 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from engines.errors import CompileError, EngineError
-from engines.external_weights import weights_path
-from engines.model_signature import input_specs, output_specs
-from engines.tensors import TensorSpec
+from engines.model.external_weights import weights_path
+from engines.model.signature import input_specs, output_specs
+from engines.model.tensors import TensorSpec
 
 DTYPES = frozenset(
     np.dtype(name) for name in ("bool", "float16", "float32", "int8", "int32", "int64", "uint8")

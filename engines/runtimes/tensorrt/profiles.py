@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from engines.errors import InvalidOptionsError
+from engines.model.tensors import TensorSpec
 from engines.options import ShapeProfile
-from engines.tensors import TensorSpec
 
 LEAST_ROWS = 32
 """An engine takes at least so many rows, whatever the batching: proofs and tuning run batches of up to this size."""

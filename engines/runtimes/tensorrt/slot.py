@@ -5,10 +5,10 @@ import math
 from collections.abc import Mapping
 
 from engines.errors import EngineRunError
+from engines.model.tensors import Array
 from engines.runtimes.cuda import DeviceBuffer, Graph, Scope, translated
 from engines.runtimes.tensorrt.lane import Lane
 from engines.runtimes.tensorrt.preparation import PreparedModel
-from engines.tensors import Array
 
 logger = logging.getLogger(__name__)
 

@@ -23,12 +23,12 @@ from engines.building import quantize
 from engines.errors import EngineRefusedError, InvalidOptionsError, UnsupportedModelError
 from engines.formats import sqnr_db
 from engines.loading import load_engine
+from engines.model.tensors import Array
 from engines.options import BuildOptions, Contract, Effort, Metric, Precision
-from engines.proof import Proof
-from engines.report import Report, Verdict
+from engines.proof.proof import Proof
+from engines.reports.report import Report, Verdict
 from engines.runtimes import openvino
 from engines.runtimes.openvino import OpenVINORuntime
-from engines.tensors import Array
 from engines.workspace import CALIBRATION, HISTOGRAMS, PREPARED, PROOF, QUANTIZED
 from tests.unit.engines.arrived_graphs import (
     like_nncf,

@@ -6,11 +6,11 @@ import numpy as np
 import onnx
 import pytest
 
-from engines.batch_rewriting import Rewriting, rewrite_batch
-from engines.model import load_model
-from engines.prepare import prepare
+from engines.model.model import load_model
+from engines.phases.batch_rewriting import Rewriting, rewrite_batch
+from engines.phases.preparing import prepare
 from engines.runtimes.openvino import OpenVINORuntime
-from engines.samples import import_samples
+from engines.samples.importing import import_samples
 from tests.unit.engines import odd_graphs
 from tests.unit.engines.onnx_graphs import VECTOR_ITEM, GraphBuilder, floats, image_rows, mlp, vector_rows
 

@@ -11,11 +11,11 @@ from engines.building import quantize
 from engines.float8 import decode, float8_grid
 from engines.formats import sqnr_db
 from engines.loading import load_engine
-from engines.model import from_proto, save_model
+from engines.model.model import from_proto, save_model
 from engines.options import BuildOptions, Precision
 from engines.quantization.placement import place, tensors
 from engines.quantization.qdq import quantize_model
-from engines.report import Report, Verdict
+from engines.reports.report import Report, Verdict
 from engines.runtimes.openvino import OpenVINORuntime
 from engines.runtimes.reference import ReferenceRuntime
 from engines.workspace import CALIBRATION, QUANTIZED

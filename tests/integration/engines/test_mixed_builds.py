@@ -9,7 +9,7 @@ from engines.errors import ContractMissedError
 from engines.loading import load_engine
 from engines.options import BuildOptions, Precision
 from engines.quantization.placement import LEFT_FLOATING
-from engines.report import Report, Verdict
+from engines.reports.report import Report, Verdict
 from engines.workspace import QUANTIZED
 
 ROOT = Path(__file__).parents[3]

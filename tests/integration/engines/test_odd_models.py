@@ -8,14 +8,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from engines import external_weights
 from engines.building import quantize
 from engines.errors import InvalidArtifactError, UnsupportedModelError
 from engines.loading import load_engine
+from engines.model import external_weights
+from engines.model.tensors import Array
 from engines.options import BuildOptions, Precision
-from engines.proof import Proof
-from engines.report import Report, Verdict
-from engines.tensors import Array
+from engines.proof.proof import Proof
+from engines.reports.report import Report, Verdict
 from engines.workspace import CALIBRATION, HISTOGRAMS, PREPARED, PROOF, QUANTIZED
 from tests.unit.engines import odd_graphs
 from tests.unit.engines.onnx_graphs import GraphBuilder, floats, image_rows

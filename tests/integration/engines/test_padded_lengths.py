@@ -9,8 +9,8 @@ import pytest
 from engines.building import quantize
 from engines.loading import LoadedEngine, load_engine
 from engines.options import BuildOptions, Effort
-from engines.padding import Padding
-from engines.report import Report
+from engines.proof.padding import Padding
+from engines.reports.report import Report
 from tests.unit.engines.text_graphs import encoder, sentences
 
 OPTIONS = BuildOptions(effort=Effort.FAST)

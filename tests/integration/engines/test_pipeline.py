@@ -9,9 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from engines.accuracy import BEST_DB
 from engines.building import quantize
-from engines.choices import Variant
 from engines.errors import (
     CalibrationError,
     EngineError,
@@ -22,17 +20,19 @@ from engines.errors import (
     InvalidSamplesError,
     UnsupportedModelError,
 )
+from engines.fidelity.accuracy import BEST_DB
 from engines.loading import load_engine
-from engines.model import load_model
+from engines.model.model import load_model
+from engines.model.tensors import Array
 from engines.options import BuildOptions, CalibrationMethod, Contract, Effort, Metric, Precision
 from engines.pipeline import PHASES
-from engines.proof import Proof
-from engines.report import Report, Verdict
+from engines.proof.proof import Proof
+from engines.proof.sealed import sha256
+from engines.reports.report import Report, Verdict
 from engines.runtimes.openvino import OpenVINORuntime
 from engines.runtimes.reference import ReferenceSession
-from engines.sample_set import SampleSet
-from engines.sealed import sha256
-from engines.tensors import Array
+from engines.samples.sample_set import SampleSet
+from engines.search.choices import Variant
 from engines.workspace import (
     CALIBRATION,
     COMPILED,

@@ -15,6 +15,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.errors import CompileError, EngineRunError
+from engines.model.tensors import Array
 from engines.options import Precision
 from engines.runtimes.base import Engine, Runtime
 from engines.runtimes.engine_cache import EngineCache
@@ -22,7 +23,6 @@ from engines.runtimes.openvino import OpenVINORuntime
 from engines.runtimes.reference import ReferenceRuntime, ReferenceSession
 from engines.runtimes.slots import MAX_KEPT_SLOTS
 from engines.runtimes.tensorrt.profiles import ShapeLimits
-from engines.tensors import Array
 from tests.fakes import installed
 from tests.unit.engines.onnx_graphs import conv_net, floats, image_rows, mlp, vector_rows
 

@@ -35,11 +35,11 @@ import json, sys
 from pathlib import Path
 from engines import pipeline
 from engines.building import quantize
-from engines.model import load_model, save_model
+from engines.model.model import load_model, save_model
 from engines.options import BuildOptions
 from engines.quantization.placement import place
 from engines.quantization.qdq import quantize_model
-from engines.report import Report
+from engines.reports.report import Report
 from engines.runtimes.openvino import OpenVINORuntime
 from engines.workspace import CALIBRATION, PREPARED, QUANTIZED, REPORT, Workspace
 

@@ -10,7 +10,7 @@ from typing import Any
 FATAL = -666.0
 
 if "service.server" in sys.orig_argv:
-    from service.watched_engine import WatchedEngine
+    from service.serving.watched_engine import WatchedEngine
 
     _run_slot = WatchedEngine.run_slot
 

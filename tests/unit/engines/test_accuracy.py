@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from engines.accuracy import BEST_DB, Accuracy, Comparison, check_metric, to_db
 from engines.errors import CalibrationError, EngineRunError, InvalidOptionsError
+from engines.fidelity.accuracy import BEST_DB, Accuracy, Comparison, check_metric, to_db
+from engines.model.tensors import Array, TensorSpec
 from engines.options import Metric
-from engines.tensors import Array, TensorSpec
 
 
 def compare(reference: Array, candidate: Array, *, pieces: int = 1) -> Accuracy:

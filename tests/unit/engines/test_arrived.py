@@ -1,5 +1,5 @@
-from engines.model import from_proto
-from engines.prepare import prepare
+from engines.model.model import from_proto
+from engines.phases.preparing import prepare
 from engines.quantization.arrived import describe_arrived, producer
 from tests.unit.engines.arrived_graphs import like_nncf, like_pytorch, like_tf2onnx
 from tests.unit.engines.onnx_graphs import conv_net

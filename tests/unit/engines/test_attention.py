@@ -8,9 +8,9 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from engines.model import from_proto
+from engines.model.model import from_proto
+from engines.phases.preparing import prepare
 from engines.preparation.attention import simplify_attention
-from engines.prepare import prepare
 from engines.runtimes.reference import ReferenceSession
 from tests.unit.engines.onnx_graphs import GraphBuilder, floats
 

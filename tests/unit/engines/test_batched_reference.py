@@ -3,9 +3,9 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from engines.batched_reference import BatchedReference
 from engines.errors import EngineRunError
-from engines.tensors import Array, TensorSpec
+from engines.model.tensors import Array, TensorSpec
+from engines.phases.batched_reference import BatchedReference
 
 
 class Doubler:

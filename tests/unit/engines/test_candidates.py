@@ -6,17 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.accuracy import Accuracy, OutputAccuracy
-from engines.calibrating import Observed
 from engines.calibration.histogram import Histogram
-from engines.candidates import Tried, first_plans, try_candidates
-from engines.choices import Variant
-from engines.model import Model, from_proto
+from engines.fidelity.accuracy import Accuracy, OutputAccuracy
+from engines.model.model import Model, from_proto
 from engines.options import BuildOptions, CalibrationMethod
+from engines.phases.calibrating import Observed
 from engines.quantization.placement import place, tensors
 from engines.runtimes.reference import ReferenceRuntime
-from engines.samples import SampleView, import_samples
-from engines.tuning import Measured
+from engines.samples.importing import SampleView, import_samples
+from engines.search.candidates import Tried, first_plans, try_candidates
+from engines.search.choices import Variant
+from engines.search.tuning import Measured
 from tests.unit.engines import onnx_graphs
 
 AUTO, ENTROPY, MSE = CalibrationMethod.AUTO, CalibrationMethod.ENTROPY, CalibrationMethod.MSE

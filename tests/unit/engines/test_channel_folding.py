@@ -8,8 +8,8 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from engines.model import Model, from_proto
-from engines.prepare import prepare
+from engines.model.model import Model, from_proto
+from engines.phases.preparing import prepare
 from engines.quantization.channel_folding import ChannelFolder
 from engines.quantization.equalisation import groups
 from engines.runtimes.reference import ReferenceSession

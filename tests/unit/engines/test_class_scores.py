@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engines.class_scores import are_classes, flips, probabilities
+from engines.fidelity.class_scores import are_classes, flips, probabilities
 
 
 def noisy(scores: NDArray[np.float64], sqnr_db: float) -> NDArray[np.float64]:

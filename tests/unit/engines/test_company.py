@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engines.accuracy import Accuracy, OutputAccuracy
-from engines.company import EIGHT_BIT_DB, FP32_DB, eight_bit_least_db, influence
-from engines.tensors import Array
+from engines.fidelity.accuracy import Accuracy, OutputAccuracy
+from engines.model.tensors import Array
+from engines.proof.company import EIGHT_BIT_DB, FP32_DB, eight_bit_least_db, influence
 
 Function = Callable[[NDArray[np.float32]], NDArray[Any]]
 

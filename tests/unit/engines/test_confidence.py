@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engines.confidence import (
+from engines.fidelity.confidence import (
     mean_lower,
     paired_difference,
     ratio_db_slack,

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engines.accuracy import BEST_DB, Accuracy, Comparison
-from engines.class_scores import probabilities
-from engines.contract import clauses, contract_margin, contract_miss, contract_value, doubts
 from engines.errors import InvalidOptionsError
+from engines.fidelity.accuracy import BEST_DB, Accuracy, Comparison
+from engines.fidelity.class_scores import probabilities
+from engines.fidelity.contract import clauses, contract_margin, contract_miss, contract_value, doubts
+from engines.model.tensors import Array
 from engines.options import Contract, Metric
-from engines.tensors import Array
 
 DEFAULT = Contract()
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from engines.calibration.channels import ChannelRange, observe_channels
 from engines.calibration.observer import observe
 from engines.formats import WeightBits, sqnr_db
-from engines.model import Model, from_proto
-from engines.prepare import prepare
+from engines.model.model import Model, from_proto
+from engines.phases.preparing import prepare
 from engines.quantization.equalisation import (
     ALPHAS,
     CHANNEL_AXIS,

@@ -6,11 +6,11 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from engines import external_weights
 from engines.errors import EngineError, InvalidArtifactError, InvalidModelError, UnsupportedModelError
-from engines.external_weights import skeleton, weights_path, with_weights
-from engines.model import Model, load_model, save_model
-from engines.prepare import prepare
+from engines.model import external_weights
+from engines.model.external_weights import skeleton, weights_path, with_weights
+from engines.model.model import Model, load_model, save_model
+from engines.phases.preparing import prepare
 from engines.runtimes.reference import ReferenceSession
 from tests.unit.engines.onnx_graphs import conv_net, image_rows, mlp
 

@@ -1,7 +1,7 @@
 import pytest
 from onnx import helper
 
-from engines.model import from_proto
+from engines.model.model import from_proto
 from engines.options import Precision
 from engines.quantization.float8_kernels import float8_convolution_reason
 from engines.quantization.placement import place

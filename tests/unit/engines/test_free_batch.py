@@ -5,8 +5,8 @@ import onnx
 import pytest
 
 from engines.errors import UnsupportedModelError
-from engines.model import Model, load_model
-from engines.prepare import prepare, prepare_free_batch
+from engines.model.model import Model, load_model
+from engines.phases.preparing import prepare, prepare_free_batch
 from engines.runtimes.reference import ReferenceSession
 from tests.unit.engines import odd_graphs, onnx_graphs
 from tests.unit.engines.onnx_graphs import GraphBuilder, floats

@@ -6,7 +6,7 @@ import onnx
 import pytest
 
 from engines.errors import InvalidModelError
-from engines.inspection import Inspection, inspect
+from engines.model.inspection import Inspection, inspect
 from engines.options import Precision
 from tests.unit.engines import onnx_graphs
 

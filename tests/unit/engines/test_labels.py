@@ -9,13 +9,13 @@ import pytest
 from numpy.typing import NDArray
 
 from engines.errors import InvalidSamplesError
-from engines.labels import answered_right, class_output, read_labels, task_report
-from engines.model import load_model
+from engines.model.model import load_model
+from engines.model.tensors import Array, TensorSpec
 from engines.options import Contract
-from engines.proof import Proof
+from engines.proof.proof import Proof
 from engines.runtimes.reference import ReferenceRuntime, ReferenceSession
-from engines.samples import SampleView, import_samples
-from engines.tensors import Array, TensorSpec
+from engines.samples.importing import SampleView, import_samples
+from engines.samples.labels import answered_right, class_output, read_labels, task_report
 from tests.unit.engines.onnx_graphs import GraphBuilder, floats
 
 ROWS = 50
@@ -158,7 +158,7 @@ def test_labels_follow_rows_that_are_grouped_by_their_shape(tmp_path: Path) -> N
 def test_an_engine_is_asked_again_and_a_proof_may_hold_fewer_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engines.proof.MAX_PROOF_BYTES", 40 * (12 + 4) * 4)
+    monkeypatch.setattr("engines.proof.proof.MAX_PROOF_BYTES", 40 * (12 + 4) * 4)
     values = rows(400)
     proof, verify = sealed(tmp_path, cut(), values)
     assert proof.rows < verify.rows

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from engines.errors import EngineRunError
-from engines.latency import latencies_ms, repeated
+from engines.reports.latency import latencies_ms, repeated
 from engines.runtimes.base import Engine
 from engines.runtimes.reference import ReferenceRuntime
 from tests.unit.engines.onnx_graphs import mlp, vector_rows

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engines.accuracy import BEST_DB, to_db
-from engines.layer_errors import MAX_ROWS, _energies, layer_errors, quantized_layers
-from engines.model import Model, from_proto
-from engines.prepare import prepare
+from engines.fidelity.accuracy import BEST_DB, to_db
+from engines.model.model import Model, from_proto
+from engines.phases.preparing import prepare
 from engines.quantization.placement import place, tensors
 from engines.quantization.qdq import quantize_model
 from engines.quantization.smoothing import Choice, rewrite
+from engines.reports.layer_errors import MAX_ROWS, _energies, layer_errors, quantized_layers
 from engines.runtimes.reference import ReferenceSession
-from engines.samples import SampleView, import_samples
+from engines.samples.importing import SampleView, import_samples
 from tests.unit.engines import onnx_graphs
 
 

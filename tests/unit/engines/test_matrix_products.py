@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engines.model import Model
-from engines.prepare import prepare
+from engines.model.model import Model
+from engines.phases.preparing import prepare
 from engines.quantization.placement import place
 from tests.unit.engines.test_prepare import assert_same_answers, constants, loaded, node, operators
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines.model import Model, from_proto
+from engines.model.model import Model, from_proto
 from engines.quantization.mixed import Group, MixedPrecision, groups_of, search
 from engines.quantization.placement import LEFT_FLOATING, place
 from tests.unit.engines import onnx_graphs

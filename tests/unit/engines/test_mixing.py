@@ -5,17 +5,17 @@ from dataclasses import replace
 
 import pytest
 
-from engines.accuracy import Accuracy, OutputAccuracy
-from engines.calibrating import Observed
 from engines.calibration.observer import observe
-from engines.choices import MixedReport, Variant
-from engines.mixing import keeps, mix
-from engines.model import Model, from_proto
+from engines.fidelity.accuracy import Accuracy, OutputAccuracy
+from engines.model.model import Model, from_proto
 from engines.options import CalibrationMethod, Contract, Effort, Precision
-from engines.plan import Plan
-from engines.prepare import prepare
+from engines.phases.calibrating import Observed
+from engines.phases.preparing import prepare
 from engines.quantization.placement import place, tensors
-from engines.tuning import Measured
+from engines.search.choices import MixedReport, Variant
+from engines.search.mixing import keeps, mix
+from engines.search.plan import Plan
+from engines.search.tuning import Measured
 from tests.unit.engines import onnx_graphs
 from tests.unit.engines.test_plan import EightBits
 

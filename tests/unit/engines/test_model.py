@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.errors import EngineError, InvalidModelError, UnsupportedModelError
-from engines.model import from_proto, load_model, save_model
+from engines.model.model import from_proto, load_model, save_model
 from tests.unit.engines import onnx_graphs as graphs
 
 NEWEST_OPSET = onnx.defs.onnx_opset_version()

@@ -3,8 +3,8 @@ import onnx
 from onnx import numpy_helper
 
 from engines.formats import sqnr_db
-from engines.model import from_proto
-from engines.prepare import prepare
+from engines.model.model import from_proto
+from engines.phases.preparing import prepare
 from engines.quantization.narrowing import narrow_weights, widest_code
 from engines.quantization.quantizers import read_quantizers
 from engines.runtimes.reference import ReferenceSession

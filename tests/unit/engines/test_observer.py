@@ -7,9 +7,9 @@ import pytest
 from engines.calibration.histogram import Histogram
 from engines.calibration.observer import observe
 from engines.errors import CalibrationError
-from engines.model import from_proto
+from engines.model.model import from_proto
+from engines.model.tensors import Array
 from engines.runtimes.reference import ReferenceSession
-from engines.tensors import Array
 from tests.unit.engines import onnx_graphs
 from tests.unit.engines.onnx_graphs import GraphBuilder, floats
 

@@ -2,13 +2,13 @@ import dataclasses
 
 import pytest
 
-from engines.accuracy import Accuracy, OutputAccuracy
 from engines.errors import ContractMissedError, EngineRunError
+from engines.fidelity.accuracy import Accuracy, OutputAccuracy
 from engines.loading import Trial
 from engines.options import BuildOptions, Metric, OnMiss, Precision
-from engines.outcome import NOTHING_TO_QUANTIZE, outcome
-from engines.proof import Verification
-from engines.report import Verdict
+from engines.proof.outcome import NOTHING_TO_QUANTIZE, outcome
+from engines.proof.proof import Verification
+from engines.reports.report import Verdict
 
 PUBLISH = BuildOptions(on_miss=OnMiss.PUBLISH)
 FLOATING = OutputAccuracy(name="scores", rows=64, sqnr_db=14.0)

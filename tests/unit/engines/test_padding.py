@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engines.company import EIGHT_BIT_DB, FP32_DB
 from engines.errors import EngineRunError
-from engines.padding import Padding, padding_harm, prove_padding
-from engines.tensors import Array, TensorSpec
+from engines.model.tensors import Array, TensorSpec
+from engines.proof.company import EIGHT_BIT_DB, FP32_DB
+from engines.proof.padding import Padding, padding_harm, prove_padding
 
 Function = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[Any]]
 INT64 = np.dtype(np.int64)

@@ -5,12 +5,12 @@ import onnx
 import pytest
 
 from engines.formats import sqnr_db
-from engines.model import Model, from_proto
-from engines.prepare import prepare
+from engines.model.model import Model, from_proto
+from engines.model.tensors import Array
+from engines.phases.preparing import prepare
 from engines.quantization.pairs import fold_constant_codes, without_pairs
 from engines.quantization.quantizers import read_quantizers
 from engines.runtimes.reference import ReferenceSession
-from engines.tensors import Array
 from tests.unit.engines.arrived_graphs import like_nncf, like_pytorch, like_tf2onnx, pair, quantize, rows_for
 from tests.unit.engines.onnx_graphs import GraphBuilder, floats
 

@@ -2,7 +2,7 @@ import numpy as np
 import onnx
 import pytest
 
-from engines.model import from_proto
+from engines.model.model import from_proto
 from engines.quantization.placement import place
 from tests.unit.engines import onnx_graphs
 from tests.unit.engines.onnx_graphs import GraphBuilder, floats

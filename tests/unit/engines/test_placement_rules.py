@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from engines.model import from_proto
+from engines.model.model import from_proto
 from engines.quantization.placement import Placement, place
 from tests.unit.engines.onnx_graphs import GraphBuilder, floats
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import onnx
 
-from engines.calibrating import Observed
 from engines.calibration.observer import observe
-from engines.choices import Variant
 from engines.options import CalibrationMethod, Precision
-from engines.plan import Plan
+from engines.phases.calibrating import Observed
 from engines.quantization.placement import place, tensors
 from engines.runtimes.base import Engine, Runtime
+from engines.search.choices import Variant
+from engines.search.plan import Plan
 from tests.unit.engines.onnx_graphs import image_rows
 from tests.unit.engines.test_scales import two_branches
 

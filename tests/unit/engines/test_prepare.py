@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.errors import UnsupportedModelError
-from engines.model import Model, from_proto, load_model
-from engines.prepare import prepare
+from engines.model.model import Model, from_proto, load_model
+from engines.phases.preparing import prepare
 from engines.runtimes.reference import ReferenceSession
 from tests.unit.engines import onnx_graphs as graphs
 
@@ -444,7 +444,7 @@ class TestConstants:
 
     def test_folding_has_a_budget(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Each transposed copy is no larger than the weights, but a model may ask for any number of them."""
-        monkeypatch.setattr("engines.prepare._FREE_FOLDED_BYTES", 0)
+        monkeypatch.setattr("engines.phases.preparing._FREE_FOLDED_BYTES", 0)
         nodes = [node("Transpose", "w", "w0")]
         nodes += [node("Transpose", f"w{level}", f"w{level + 1}") for level in range(9)]
         before = loaded([*nodes, node("MatMul", "x w9", "y")], {"w": W})

@@ -9,19 +9,19 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from engines.accuracy import BEST_DB
 from engines.errors import CalibrationError, EngineRunError, InvalidArtifactError, InvalidOptionsError
-from engines.model import load_model
+from engines.fidelity.accuracy import BEST_DB
+from engines.model.model import load_model
+from engines.model.tensors import Array
 from engines.options import Contract, Metric, Precision
-from engines.padding import NO_LENGTH, Padding
-from engines.proof import FP32_MIN_DB, Proof
-from engines.proof_batches import MAX_PROOF_BYTES, PROOF_ROWS
+from engines.proof.batches import MAX_PROOF_BYTES, PROOF_ROWS
+from engines.proof.padding import NO_LENGTH, Padding
+from engines.proof.proof import FP32_MIN_DB, Proof
+from engines.proof.sealed import read_sealed, write_sealed
 from engines.runtimes.base import Engine
 from engines.runtimes.reference import ReferenceRuntime, ReferenceSession
-from engines.sample_set import SampleView
-from engines.samples import import_samples
-from engines.sealed import read_sealed, write_sealed
-from engines.tensors import Array
+from engines.samples.importing import import_samples
+from engines.samples.sample_set import SampleView
 from tests.unit.engines.onnx_graphs import GraphBuilder, conv_net, floats, image_rows, mlp, vector_rows
 from tests.unit.engines.text_graphs import encoder, sentences
 
@@ -282,9 +282,9 @@ def test_a_proof_is_bounded_in_bytes_and_keeps_at_least_one_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row_bytes = vector_rows(1).nbytes + 4 * 4
-    monkeypatch.setattr("engines.proof_batches.MAX_PROOF_BYTES", 70 * row_bytes)
+    monkeypatch.setattr("engines.proof.batches.MAX_PROOF_BYTES", 70 * row_bytes)
     assert seal(tmp_path, mlp(), {"vector": vector_rows(200)}).rows == 64
-    monkeypatch.setattr("engines.proof_batches.MAX_PROOF_BYTES", 1)
+    monkeypatch.setattr("engines.proof.batches.MAX_PROOF_BYTES", 1)
     tiny = seal(tmp_path, mlp(), {"vector": vector_rows(200)})
     assert [(batch.rows, batch.size) for batch in tiny.batches] == [(1, 1)]
     assert MAX_PROOF_BYTES == 64 << 20

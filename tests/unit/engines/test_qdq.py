@@ -14,7 +14,7 @@ from engines.formats import (
     quantize_weights,
     weight_scales,
 )
-from engines.model import Model, from_proto
+from engines.model.model import Model, from_proto
 from engines.options import Precision
 from engines.quantization.placement import place, tensors
 from engines.quantization.qdq import quantize_model

@@ -7,8 +7,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from engines.errors import UnsupportedModelError
-from engines.model import from_proto
-from engines.prepare import prepare
+from engines.model.model import from_proto
+from engines.phases.preparing import prepare
 from engines.quantization.quantizers import Quantizer, check_form, is_quantized, read_quantizers
 from engines.runtimes.reference import ReferenceSession
 from tests.unit.engines.arrived_graphs import like_nncf, like_pytorch, like_tf2onnx

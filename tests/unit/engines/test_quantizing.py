@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.choices import Choices, QuantizationRecord
-from engines.model import Model
+from engines.model.model import Model
 from engines.options import BuildOptions
 from engines.pipeline import PHASES
-from engines.tuning import Measured
+from engines.search.choices import Choices, QuantizationRecord
+from engines.search.tuning import Measured
 from engines.workspace import CHOICES, UPLOADED_MODEL, Workspace
 from tests.unit.engines import onnx_graphs
 from tests.unit.engines.test_mixing import measured
@@ -42,7 +42,7 @@ def build(calibrated: Workspace, monkeypatch: pytest.MonkeyPatch) -> Build:
             def measure(self, _: Model) -> Measured:
                 return measured(next(left))
 
-        monkeypatch.setattr("engines.quantizing.Tuner", Tuner)
+        monkeypatch.setattr("engines.phases.quantizing.Tuner", Tuner)
         told: list[float] = []
         asked = BuildOptions.parse({"on_miss": "publish", **options})
         PHASES[3].run(calibrated, asked, told.append)

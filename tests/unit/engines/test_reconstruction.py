@@ -9,7 +9,8 @@ from onnx import numpy_helper
 from engines.calibration.moments import FEWEST_ROWS, Layer, observe_moments, within_memory
 from engines.float8 import float8_grid
 from engines.formats import WeightBits, activation_grid, sqnr_db
-from engines.model import Model, from_proto
+from engines.model.model import Model, from_proto
+from engines.model.tensors import Array
 from engines.options import Precision
 from engines.quantization.placement import place, tensors
 from engines.quantization.qdq import quantize_model
@@ -17,7 +18,6 @@ from engines.quantization.reconstruction import reconstruct, reconstructible
 from engines.quantization.scheme import scheme_of
 from engines.quantization.unfolding import unfold
 from engines.runtimes.reference import ReferenceSession
-from engines.tensors import Array
 from tests.unit.engines import onnx_graphs
 from tests.unit.engines.onnx_graphs import GraphBuilder, floats
 

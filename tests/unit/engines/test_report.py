@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from engines.accuracy import Accuracy, OutputAccuracy
-from engines.choices import Layers
-from engines.contract import Clause
 from engines.errors import InvalidArtifactError
+from engines.fidelity.accuracy import Accuracy, OutputAccuracy
+from engines.fidelity.contract import Clause
 from engines.options import Contract, Precision
-from engines.report import (
+from engines.reports.details import LatencyReport, speed_warnings
+from engines.reports.report import (
     Batching,
     EngineReport,
     Evidence,
@@ -26,7 +26,7 @@ from engines.report import (
     versions,
     weak_evidence,
 )
-from engines.report_details import LatencyReport, speed_warnings
+from engines.search.choices import Layers
 
 
 def engine(sqnr_db: float, *, miss: str | None = None) -> EngineReport:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from engines.errors import InvalidSamplesError
-from engines.safetensors_header import looks_like_safetensors, read_tensors
-from engines.samples import SampleView, import_samples
-from engines.tensors import TensorSpec
+from engines.model.tensors import TensorSpec
+from engines.samples.importing import SampleView, import_samples
+from engines.samples.safetensors_header import looks_like_safetensors, read_tensors
 
 TYPES = {
     "BOOL": np.bool_,

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from engines.errors import InvalidArtifactError, InvalidSamplesError
-from engines.samples import SampleSet, SampleView, import_samples
-from engines.tensors import Array, TensorSpec
+from engines.model.tensors import Array, TensorSpec
+from engines.samples.importing import SampleSet, SampleView, import_samples
 
 
 def spec(name: str = "x", *shape: int | None, dtype: Any = np.float32) -> TensorSpec:
@@ -144,7 +144,7 @@ class TestImport:
     def test_blocks_meet_without_a_seam(
         self, upload: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("engines.sample_files.BLOCK_BYTES", 100)
+        monkeypatch.setattr("engines.samples.files.BLOCK_BYTES", 100)
         values = rows_of(50, 7)
         for number, array in enumerate((values, np.asfortranarray(values))):
             np.savez_compressed(upload, x=array)
@@ -516,7 +516,7 @@ class TestFitWithTheModel:
     def test_rows_are_counted_over_all_blocks(
         self, upload: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("engines.sample_files.BLOCK_BYTES", 20)
+        monkeypatch.setattr("engines.samples.files.BLOCK_BYTES", 20)
         values = rows_of(9)
         values[7, 1] = np.nan
         np.savez(upload, x=values)

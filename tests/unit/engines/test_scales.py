@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engines.model import Model, from_proto
-from engines.prepare import prepare
+from engines.model.model import Model, from_proto
+from engines.phases.preparing import prepare
 from engines.quantization.placement import Placement, place
 from engines.quantization.qdq import quantize_model
 from engines.quantization.scales import settle

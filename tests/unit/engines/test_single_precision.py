@@ -3,9 +3,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.model import Model, load_model
+from engines.model.model import Model, load_model
+from engines.phases.preparing import prepare
 from engines.preparation.single_precision import convert, is_half, types_to_convert
-from engines.prepare import prepare
 from engines.runtimes.reference import ReferenceSession
 from tests.unit.engines import odd_graphs, onnx_graphs
 from tests.unit.engines.onnx_graphs import GraphBuilder

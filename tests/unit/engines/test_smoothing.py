@@ -11,8 +11,8 @@ from onnx import numpy_helper
 from engines.calibration.channels import ChannelRange, observe_channels
 from engines.calibration.observer import observe
 from engines.formats import WeightBits
-from engines.model import Model, from_proto
-from engines.prepare import prepare
+from engines.model.model import Model, from_proto
+from engines.phases.preparing import prepare
 from engines.quantization.placement import place, tensors
 from engines.quantization.qdq import quantize_model
 from engines.quantization.smoothing import (

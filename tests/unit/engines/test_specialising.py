@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from engines.company import EIGHT_BIT_DB
 from engines.errors import CompileError
+from engines.model.tensors import Array, TensorSpec
+from engines.proof.company import EIGHT_BIT_DB
 from engines.runtimes.base import Slot
 from engines.runtimes.slots import PooledEngine
-from engines.specialising import MAX_SPECIAL_BYTES, specialise, worth_running
-from engines.tensors import Array, TensorSpec
+from engines.runtimes.specialising import MAX_SPECIAL_BYTES, specialise, worth_running
 
 ROWS = {"x": np.ones((2, 3), np.float32)}
 
@@ -65,7 +65,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     def told(slots: Sequence[Nap], *, budget_s: float) -> list[float]:
         return [slot.seconds * 1e3 for slot in slots]
 
-    monkeypatch.setattr("engines.specialising.slots_ms", told)
+    monkeypatch.setattr("engines.runtimes.specialising.slots_ms", told)
 
 
 def tried(engine: Sleeper, *, max_rows: int = 8, weights_bytes: int = 1000) -> dict[int, float]:

@@ -5,12 +5,12 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from engines.model import from_proto
-from engines.prepare import prepare
+from engines.model.model import from_proto
+from engines.model.tensors import Array
+from engines.phases.preparing import prepare
 from engines.quantization.quantizers import read_quantizers
 from engines.quantization.symmetric import make_symmetric
 from engines.runtimes.reference import ReferenceSession
-from engines.tensors import Array
 from tests.unit.engines.arrived_graphs import like_nncf, like_pytorch, pair, quantize
 from tests.unit.engines.onnx_graphs import GraphBuilder, floats
 

@@ -4,14 +4,14 @@ import numpy as np
 import onnx
 import pytest
 
-from engines.accuracy import BEST_DB
-from engines.model import Model, from_proto
+from engines.fidelity.accuracy import BEST_DB
+from engines.model.model import Model, from_proto
 from engines.options import Metric
 from engines.quantization.placement import place, tensors
 from engines.quantization.qdq import quantize_model
 from engines.runtimes.reference import ReferenceRuntime
-from engines.samples import SampleView, import_samples
-from engines.tuning import Tuner
+from engines.samples.importing import SampleView, import_samples
+from engines.search.tuning import Tuner
 from tests.unit.engines import onnx_graphs
 
 
@@ -96,7 +96,7 @@ def test_what_is_kept_in_memory_is_bounded_however_large_a_row_is(
     model: Model, samples: SampleView, monkeypatch: pytest.MonkeyPatch, kept_rows: int, counted: int
 ) -> None:
     row_bytes = 4 * (3 * 8 * 8 + 4)
-    monkeypatch.setattr("engines.tuning.MAX_TUNE_BYTES", kept_rows * row_bytes)
+    monkeypatch.setattr("engines.search.tuning.MAX_TUNE_BYTES", kept_rows * row_bytes)
     accuracy = Tuner(model, samples, runtime=ReferenceRuntime(), threads=1).measure(model).accuracy
     assert accuracy is not None
     assert accuracy.outputs[0].rows == counted

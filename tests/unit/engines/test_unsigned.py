@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from engines.formats import sqnr_db
-from engines.model import from_proto
+from engines.model.model import from_proto
 from engines.options import Precision
 from engines.quantization.placement import place, tensors
 from engines.quantization.qdq import quantize_model

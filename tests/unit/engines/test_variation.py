@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engines.variation import LEAST_ROWS, Variation
+from engines.fidelity.variation import LEAST_ROWS, Variation
 
 
 def rows(count: int, *, seed: int = 0) -> NDArray[np.float64]:

@@ -9,8 +9,8 @@ import pytest
 from engines.calibration.error import noise_to_signal
 from engines.calibration.histogram import BINS, Histogram
 from engines.options import Precision
+from engines.reports.worst_tensors import DRAWN_BINS, WORST, coarse, read_histograms, worst_histograms
 from engines.workspace import CALIBRATION, HISTOGRAMS, Workspace
-from engines.worst_tensors import DRAWN_BINS, WORST, coarse, read_histograms, worst_histograms
 
 
 def histogram(*, seed: int = 0, spread: float = 1.0, size: int = 5000) -> Histogram:

@@ -5,7 +5,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from engines.tensors import Array
+from engines.model.tensors import Array
 from tests.unit.engines.onnx_graphs import GraphBuilder, floats
 
 WORDS = 50

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.model import Model, from_proto
-from engines.prepare import prepare
+from engines.model.model import Model, from_proto
+from engines.phases.preparing import prepare
 from tests.unit.engines.onnx_graphs import GraphBuilder, floats
 
 TOKENS = 6

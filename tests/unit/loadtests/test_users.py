@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.tensors import TensorSpec
+from engines.model.tensors import TensorSpec
 from loadtests.users.inputs import VARIANTS, InputError, encode_binary, encode_json, make_inputs
 from loadtests.users.page import Load, notes, render
 from loadtests.users.results import Step

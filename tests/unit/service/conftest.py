@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from service.catalog import Catalog
+from service.catalog.catalog import Catalog
 from tests.unit.service.followed import Loader
 
 

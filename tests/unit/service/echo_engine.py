@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from engines.errors import EngineRunError
+from engines.model.tensors import Array, TensorSpec
 from engines.runtimes.base import Slot
 from engines.runtimes.slots import PooledEngine
-from engines.tensors import Array, TensorSpec
 
 POISON = -1.0
 SAMPLE: Mapping[str, Array] = {"x": np.ones((1, 2), np.float32)}

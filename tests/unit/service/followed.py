@@ -8,19 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
+from engines.model.tensors import Array
 from engines.options import Batching, BuildOptions, Precision
-from engines.tensors import Array
-from service.batch_sizes import BatchRules
-from service.catalog import Catalog, NewBuild, Version
+from service.batching.batch_sizes import BatchRules
+from service.catalog.catalog import Catalog, NewBuild, Version
 from service.errors import NotFoundError, NotReadyError
-from service.flight import FlightRecorder
-from service.inventory import Care
-from service.loading import Loaded
-from service.metrics import Metrics
+from service.monitoring.metrics import Metrics
 from service.protocol import Signature
-from service.quarantine import CrashLog
-from service.residency import MemoryLimits
-from service.serving import Deployments
+from service.serving.deployments import Deployments
+from service.serving.flight import FlightRecorder
+from service.serving.inventory import Care
+from service.serving.loading import Loaded
+from service.serving.quarantine import CrashLog
+from service.serving.residency import MemoryLimits
 from tests.unit.service.echo_engine import SAMPLE, EchoEngine
 
 

@@ -12,13 +12,13 @@ import orjson
 
 from engines.options import Batching, BuildOptions, Precision
 from service.app import create_app
-from service.catalog import NewBuild, Version
+from service.catalog.catalog import NewBuild, Version
 from service.context import Context
-from service.loading import Loaded
 from service.protocol import Signature
 from service.server import Server, configured
+from service.serving.loading import Loaded
+from service.serving.warm_up import warm_up
 from service.settings import Settings
-from service.warm_up import warm_up
 from tests.unit.service.echo_engine import SAMPLE, EchoEngine
 
 

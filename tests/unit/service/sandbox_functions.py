@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import InvalidModelError
-from service.child import Function, Progress, main
+from service.builds.child import Function, Progress, main
 
 
 def add(arguments: Mapping[str, Any], progress: Progress) -> Any:

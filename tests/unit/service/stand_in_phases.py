@@ -10,7 +10,7 @@ from typing import Any
 
 from engines.errors import InvalidModelError
 from engines.workspace import PREPARED, QUANTIZED, REPORT, UPLOADED_MODEL, Workspace
-from service.child import Function, Progress, main
+from service.builds.child import Function, Progress, main
 
 PLAN = [
     {"name": "validate", "outputs": ["validated.json", "samples/"]},

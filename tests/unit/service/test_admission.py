@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from engines.options import Batching
-from service.admission import Admission
-from service.batch import Batch
-from service.batch_sizes import BatchRules
+from service.batching.admission import Admission
+from service.batching.batch import Batch
+from service.batching.batch_sizes import BatchRules
+from service.batching.queue import Part, Waiting
 from service.errors import QueueFullError
-from service.queue import Part, Waiting
 from tests.unit.service.echo_engine import EchoEngine
 
 PLENTY_S = 1e6

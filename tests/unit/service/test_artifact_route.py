@@ -7,11 +7,11 @@ import onnx
 import pytest
 from onnx.numpy_helper import to_array
 
-from engines import external_weights
-from engines.model import from_proto, save_model
+from engines.model import external_weights
+from engines.model.model import from_proto, save_model
 from engines.options import BuildOptions
 from engines.workspace import QUANTIZED, QUANTIZED_WEIGHTS
-from service.catalog import NewBuild
+from service.catalog.catalog import NewBuild
 from tests.unit.engines.onnx_graphs import mlp
 from tests.unit.service.live_server import LiveServer, serving
 

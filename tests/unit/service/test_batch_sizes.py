@@ -3,10 +3,10 @@ import itertools
 import numpy as np
 import pytest
 
-from engines.padding import Padding
+from engines.model.tensors import Array, TensorSpec
+from engines.proof.padding import Padding
 from engines.runtimes.slots import MAX_KEPT_SLOTS
-from engines.tensors import Array, TensorSpec
-from service.batch_sizes import BatchRules, batch_sizes, row_lengths
+from service.batching.batch_sizes import BatchRules, batch_sizes, row_lengths
 
 
 def inputs(*item: int, rows: int | None = None) -> tuple[TensorSpec, ...]:

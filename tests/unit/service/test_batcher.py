@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from engines.errors import EngineRunError
+from engines.model.tensors import Array
 from engines.options import Batching
-from engines.padding import Padding
-from engines.tensors import Array
-from service.batch_sizes import BatchRules
-from service.batcher import Batcher
-from service.device import Device
+from engines.proof.padding import Padding
+from service.batching.batch_sizes import BatchRules
+from service.batching.batcher import Batcher
+from service.batching.device import Device
+from service.batching.queue import DepartedError
 from service.errors import BadRequestError, DeadlineError, NotReadyError, QueueFullError, TooLargeError
-from service.metrics import Metrics
-from service.queue import DepartedError
+from service.monitoring.metrics import Metrics
 from tests.unit.service.echo_engine import POISON, EchoEngine
 
 PADDING = Padding(mask="x", inputs={"x": 1}, outputs={"double": 1}, longest=8)

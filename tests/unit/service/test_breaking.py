@@ -5,11 +5,11 @@ import asyncio
 import pytest
 
 from engines.errors import EngineRunError
-from service.catalog import Catalog, Version
+from service.catalog.catalog import Catalog, Version
 from service.errors import NotReadyError
-from service.loading import subject_of
-from service.quarantine import CrashLog
-from service.residency import VersionState
+from service.serving.loading import subject_of
+from service.serving.quarantine import CrashLog
+from service.serving.residency import VersionState
 from tests.unit.service.echo_engine import POISON
 from tests.unit.service.followed import Loader, answering, following, publish, until
 

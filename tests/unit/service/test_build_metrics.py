@@ -3,8 +3,8 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, generate_latest
 
 from engines.options import BuildOptions
-from service.build_metrics import BuildCollector
-from service.catalog import Catalog, NewBuild
+from service.catalog.catalog import Catalog, NewBuild
+from service.monitoring.build_metrics import BuildCollector
 
 
 def accept(catalog: Catalog, model: str) -> str:

@@ -14,14 +14,14 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from engines.options import BuildOptions
 from engines.workspace import PREPARED, QUANTIZED, REPORT, UPLOADED_MODEL
-from service.builds import Builder, BuildRun
-from service.catalog import BuildState, Catalog, NewBuild, Version
+from service.builds.leases import Leases
+from service.builds.run import Builder, BuildRun
+from service.builds.sandbox import Limits, Sandbox
+from service.catalog.catalog import BuildState, Catalog, NewBuild, Version
 from service.errors import CatalogUnavailableError, StoreUnavailableError
-from service.folder_store import FolderStore
-from service.leases import Leases
-from service.sandbox import Limits, Sandbox
-from service.spans import SpanWriter
-from service.storage import address
+from service.monitoring.spans import SpanWriter
+from service.storage.blobs import address
+from service.storage.folder_store import FolderStore
 
 
 def stand_in_sandbox() -> Sandbox:
@@ -301,7 +301,7 @@ def test_a_run_gives_way_in_the_middle_of_native_work(builder: Builder) -> None:
 def test_a_database_and_a_store_that_are_away_are_waited_for(
     builder: Builder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.patience._FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("service.builds.patience._FIRST_PAUSE_S", 0.001)
     build_id = accept(builder, "model")
     for owner, name, error in (
         (builder.store, "put", StoreUnavailableError),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from engines.options import BuildOptions
-from service.catalog import BuildState, Catalog, NewBuild, Version
+from service.catalog.catalog import BuildState, Catalog, NewBuild, Version
 from service.errors import CancelledBuildError, ConflictError, NotFoundError
 from tests.databases import PostgreSQL
 

@@ -1,7 +1,7 @@
 import asyncio
 import threading
 
-from service.coding_threads import in_coding_thread
+from service.http.coding_threads import in_coding_thread
 
 
 async def test_coding_goes_on_while_every_other_thread_waits() -> None:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.compression import CODINGS, accepted, compressed, decompressed
 from service.errors import BadRequestError, TooLargeError
+from service.http.compression import CODINGS, accepted, compressed, decompressed
 
 
 @given(st.lists(st.binary(max_size=300), max_size=4), st.sampled_from(CODINGS))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.counting import LATENCY_BOUNDS_S, Count, Distribution, percentile
+from service.monitoring.counting import LATENCY_BOUNDS_S, Count, Distribution, percentile
 
 
 def test_a_count_grows() -> None:

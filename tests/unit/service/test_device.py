@@ -1,7 +1,7 @@
 import asyncio
 import time
 
-from service.device import Device, Turn
+from service.batching.device import Device, Turn
 
 
 class Claimant:

@@ -6,12 +6,12 @@ import pytest
 
 from engines.errors import EngineRefusedError
 from engines.options import BuildOptions
-from service.catalog import Catalog, NewBuild, Version
-from service.engine_exchange import EngineExchange
-from service.engine_states import EngineStates
+from service.catalog.catalog import Catalog, NewBuild, Version
+from service.catalog.engine_states import EngineStates
+from service.catalog.records import EngineState
 from service.errors import CancelledBuildError, CatalogUnavailableError, SandboxError
-from service.folder_store import FolderStore
-from service.records import EngineState
+from service.serving.engine_exchange import EngineExchange
+from service.storage.folder_store import FolderStore
 
 KEY, ENTRY = "openvino-here", "openvino-here/a.engine"
 

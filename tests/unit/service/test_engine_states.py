@@ -5,11 +5,11 @@ import pytest
 import sqlalchemy as sa
 
 from engines.options import BuildOptions
-from service import engine_states as module
-from service.catalog import Catalog, NewBuild, Version
-from service.engine_states import EngineStates
-from service.records import EngineState, EngineStatus
-from service.schema import EngineRow
+from service.catalog import engine_states as module
+from service.catalog.catalog import Catalog, NewBuild, Version
+from service.catalog.engine_states import EngineStates
+from service.catalog.records import EngineState, EngineStatus
+from service.catalog.schema import EngineRow
 from tests.databases import PostgreSQL
 
 KEY = "openvino-here"

@@ -1,6 +1,6 @@
 import pytest
 
-from service.failures import Failures
+from service.serving.failures import Failures
 
 KEY = ("m", 1)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.flight import MOST_ENTRIES, FlightRecorder, Subject, read
+from service.serving.flight import MOST_ENTRIES, FlightRecorder, Subject, read
 
 A = Subject(model="a", number=1, build_id="a" * 32)
 B = Subject(model="b" * 63, number=2, build_id="b" * 32)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import StorageFullError
-from service.folder_store import FolderStore
+from service.storage.folder_store import FolderStore
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from engines.options import BuildOptions
-from service.catalog import Catalog, NewBuild
+from service.builds.heartbeat import Heartbeat
+from service.builds.leases import Leases
+from service.catalog.catalog import Catalog, NewBuild
 from service.errors import CatalogUnavailableError
-from service.heartbeat import Heartbeat
-from service.leases import Leases
 
 PATIENCE_S = 30.0
 

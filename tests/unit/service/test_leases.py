@@ -6,11 +6,11 @@ import pytest
 import sqlalchemy as sa
 
 from engines.options import BuildOptions
-from service import leases as module
-from service.catalog import Catalog, NewBuild
+from service.builds import leases as module
+from service.builds.leases import Leases, worker_name
+from service.catalog.catalog import Catalog, NewBuild
+from service.catalog.schema import BuildRow, WorkerRow
 from service.errors import ClaimLostError
-from service.leases import Leases, worker_name
-from service.schema import BuildRow, WorkerRow
 from tests.databases import PostgreSQL
 
 HERE, THERE = "openvino-here", "openvino-there"

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from service import listening
 from service.errors import StartError
+from service.processes import listening
 
 
 def free_port() -> int:
@@ -23,7 +23,7 @@ def test_a_child_accepts_what_its_parent_listens_for() -> None:
     # Before anybody is there who could accept.
     with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
         program = (
-            "from service.listening import handed_over; "
+            "from service.processes.listening import handed_over; "
             "connection, _ = handed_over()[0].accept(); connection.sendall(b'hello')"
         )
         subprocess.run(

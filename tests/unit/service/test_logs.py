@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from service import request_ids
-from service.logs import configure_logging
+from service.monitoring import request_ids
+from service.monitoring.logs import configure_logging
 
 
 class Terminal(io.StringIO):

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from service.memory import give_back, memory_limit, resident_bytes
+from service.processes.memory import give_back, memory_limit, resident_bytes
 
 MIB = 1 << 20
 

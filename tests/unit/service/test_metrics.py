@@ -1,6 +1,6 @@
 import pytest
 
-from service.metrics import Metrics, Outcome
+from service.monitoring.metrics import Metrics, Outcome
 
 LABELS = {"model": "m", "version": "2"}
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from service import migration
-from service.catalog import BuildState, Catalog
+from service.catalog import migration
+from service.catalog.catalog import BuildState, Catalog
+from service.catalog.migration import HEAD, migrate
+from service.catalog.schema import Base
 from service.errors import StartError
-from service.migration import HEAD, migrate
-from service.schema import Base
 from tests.databases import PostgreSQL, opened
 
 FOLDER = Path(migration.__file__).with_name("migrations") / "versions"

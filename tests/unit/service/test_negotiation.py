@@ -1,6 +1,6 @@
 import pytest
 
-from service.negotiation import preferred
+from service.http.negotiation import preferred
 
 JSON, HTML = "application/json", "text/html"
 CHROME = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"

@@ -7,9 +7,9 @@ import pytest
 from werkzeug import Request, Response
 from werkzeug.serving import make_server
 
-from service import object_store
 from service.errors import StartError, StorageFullError, StoreUnavailableError
-from service.object_store import ObjectStore
+from service.storage import object_store
+from service.storage.object_store import ObjectStore
 from tests.s3 import BUCKET, s3_environment, s3_server
 
 

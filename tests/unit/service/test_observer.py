@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from service.observer import Observer
+from service.monitoring.observer import Observer
 
 
 async def observed(caplog: pytest.LogCaptureFixture, *messages: dict[str, Any]) -> dict[str, Any]:
@@ -20,7 +20,7 @@ async def observed(caplog: pytest.LogCaptureFixture, *messages: dict[str, Any]) 
         pass
 
     scope = {"method": "GET", "path": "/x", "query_string": b"key=secret"}
-    with caplog.at_level(logging.INFO, "service.observer"):
+    with caplog.at_level(logging.INFO, "service.monitoring.observer"):
         await Observer(access_log=True, timelines=False, spans=None).observe(answer, scope, receive, send)
     (record,) = caplog.records
     return vars(record)

@@ -11,10 +11,10 @@ import pytest
 
 from engines.options import Batching, Precision
 from service.app import create_app
-from service.batch_sizes import BatchRules
-from service.deployment import Deployment
+from service.batching.batch_sizes import BatchRules
 from service.protocol import Signature
 from service.routes.configuration import configuration
+from service.serving.deployment import Deployment
 from service.settings import Settings
 from tests.unit.service.echo_engine import POISON, EchoEngine
 from tests.unit.service.live_server import LiveServer, Reply, echo_body, read_reply, request, serving

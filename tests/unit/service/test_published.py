@@ -1,7 +1,7 @@
 import pytest
 
 from service.errors import NotFoundError
-from service.published import Published, number_of
+from service.serving.published import Published, number_of
 from tests.unit.service.test_residency import version
 
 PUBLISHED = Published([version("m", 2), version("m", 1, default=True), version("n", 7), version("n", 3)])

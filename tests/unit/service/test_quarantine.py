@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from service.flight import Subject
-from service.quarantine import FORGOTTEN_S, Crash, CrashLog, quarantined, suspects, with_crash
+from service.serving.flight import Subject
+from service.serving.quarantine import FORGOTTEN_S, Crash, CrashLog, quarantined, suspects, with_crash
 
 
 def subject(name: str) -> Subject:

@@ -3,7 +3,15 @@ import asyncio
 import numpy as np
 import pytest
 
-from service.queue import LOWEST_PRIORITY, PRIORITY_STEP_S, DepartedError, Part, RowQueue, Waiting, turn_s
+from service.batching.queue import (
+    LOWEST_PRIORITY,
+    PRIORITY_STEP_S,
+    DepartedError,
+    Part,
+    RowQueue,
+    Waiting,
+    turn_s,
+)
 
 ONE = ((2,),)
 OTHER = ((3,),)

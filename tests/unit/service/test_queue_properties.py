@@ -8,13 +8,21 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engines.model.tensors import Array
 from engines.options import Batching
-from engines.tensors import Array
-from service.batch_sizes import BatchRules
-from service.batcher import Batcher
+from service.batching.batch_sizes import BatchRules
+from service.batching.batcher import Batcher
+from service.batching.queue import (
+    LOWEST_PRIORITY,
+    PRIORITY_STEP_S,
+    DepartedError,
+    Part,
+    RowQueue,
+    Waiting,
+    turn_s,
+)
 from service.errors import DeadlineError
-from service.metrics import Metrics
-from service.queue import LOWEST_PRIORITY, PRIORITY_STEP_S, DepartedError, Part, RowQueue, Waiting, turn_s
+from service.monitoring.metrics import Metrics
 from tests.unit.service.echo_engine import EchoEngine
 
 MOST_ROWS = 8

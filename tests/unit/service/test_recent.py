@@ -1,7 +1,7 @@
 import pytest
 
-from service.counting import LATENCY_BOUNDS_S, Count, Distribution
-from service.recent import Recent
+from service.monitoring.counting import LATENCY_BOUNDS_S, Count, Distribution
+from service.monitoring.recent import Recent
 
 
 class Version:

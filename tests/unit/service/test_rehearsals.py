@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from engines.options import BuildOptions
-from service.catalog import Version
-from service.rehearsals import Rehearsals, rehearsal_name
+from service.catalog.catalog import Version
+from service.serving.rehearsals import Rehearsals, rehearsal_name
 
 VERSION = Version(
     model="m",

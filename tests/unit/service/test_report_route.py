@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from engines.options import BuildOptions
-from engines.report import Report
-from engines.report_page.page import render
+from engines.reports.page.page import render
+from engines.reports.report import Report
 from engines.workspace import REPORT
-from service.catalog import NewBuild
+from service.catalog.catalog import NewBuild
 from tests.unit.engines.test_report import report
 from tests.unit.service.live_server import LiveServer, Reply, serving
 

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from service import request_ids
+from service.monitoring import request_ids
 
 
 def begun(*headers: tuple[bytes, bytes]) -> bytes:

@@ -1,8 +1,8 @@
 import pytest
 
 from engines.options import BuildOptions
-from service.catalog import Version
-from service.residency import (
+from service.catalog.catalog import Version
+from service.serving.residency import (
     CALLED_IDLE_S,
     KEPT_VERSIONS,
     Key,

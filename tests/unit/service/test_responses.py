@@ -7,7 +7,7 @@ from engines import errors as engine_errors
 from engines.errors import EngineError, EngineRefusedError
 from service import errors as service_errors
 from service.errors import STATUS, NotReadyError, QueueFullError, ServiceError
-from service.responses import INTERNAL, body_of, error_response, framework_response, status_of
+from service.http.responses import INTERNAL, body_of, error_response, framework_response, status_of
 
 BASES = (ServiceError, EngineError)
 ERRORS = [

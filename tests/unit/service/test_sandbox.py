@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from engines.errors import InvalidModelError
+from service.builds.sandbox import Limits, Sandbox, Watch
 from service.errors import CancelledBuildError, SandboxCrashError, SandboxError
-from service.memory import resident_bytes
-from service.sandbox import Limits, Sandbox, Watch
+from service.processes.memory import resident_bytes
 
 ROOT = Path(__file__).parents[3]
 MIB = 1 << 20
@@ -173,7 +173,7 @@ def test_child_ends_with_its_parent(function: str) -> None:
 
 ORPHAN = """
 import os, signal, time
-from service.sandbox import Watch
+from service.builds.sandbox import Watch
 from tests.unit.service.test_sandbox import open_sandbox
 sandbox = open_sandbox()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engines.options import BuildOptions
-from service.catalog import Catalog, NewBuild
+from service.catalog.catalog import Catalog, NewBuild
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import orjson
 import pytest
 from fastapi import APIRouter
 
-from service.logs import JsonFormatter
+from service.monitoring.logs import JsonFormatter
 from tests.unit.service.echo_engine import POISON
 from tests.unit.service.live_server import echo_body, read_reply, request, serving, until
 
@@ -152,15 +152,15 @@ async def test_where_time_went_is_told_where_that_is_asked_for(tmp_path: Path) -
 async def test_answers_are_noted_where_that_is_asked_for(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "service.observer")
+    caplog.set_level(logging.INFO, "service.monitoring.observer")
     async with serving(tmp_path) as server:
         assert (await server.infer(1)).status == 200
-        assert not [record for record in caplog.records if record.name == "service.observer"]
+        assert not [record for record in caplog.records if record.name == "service.monitoring.observer"]
     async with serving(tmp_path, settings={"access_log": True}) as server:
         reader, writer = await server.connect()
         writer.write(request("POST", INFER, echo_body(1)) + request("GET", "/nothing?key=secret"))
         replies = [await read_reply(reader) for _ in range(2)]
         writer.close()
-        notes = [record for record in caplog.records if record.name == "service.observer"]
+        notes = [record for record in caplog.records if record.name == "service.monitoring.observer"]
         assert [note.getMessage() for note in notes] == [f"POST {INFER} 200", "GET /nothing 404"]
         assert [vars(note)["answer_bytes"] for note in notes] == [len(reply.body) for reply in replies]

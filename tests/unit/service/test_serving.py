@@ -6,11 +6,11 @@ import pytest
 
 from engines.errors import EngineError, InvalidArtifactError
 from engines.options import Precision
-from service.catalog import Catalog
+from service.catalog.catalog import Catalog
 from service.errors import NotFoundError, NotReadyError
-from service.metrics import Metrics
-from service.residency import KEPT_VERSIONS, VersionState
-from service.serving import Deployments
+from service.monitoring.metrics import Metrics
+from service.serving.deployments import Deployments
+from service.serving.residency import KEPT_VERSIONS, VersionState
 from tests.unit.service.followed import Loader, answering, care, following, publish, until
 
 

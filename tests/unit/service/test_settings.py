@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import StartError
-from service.processors import cgroup_quota, processor_budget
+from service.processes.processors import cgroup_quota, processor_budget
 from service.settings import Settings, is_loopback
 
 

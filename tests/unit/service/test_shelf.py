@@ -1,4 +1,4 @@
-from service.shelf import Shelf
+from service.serving.shelf import Shelf
 
 A, B, C = ("a", 1), ("b", 1), ("c", 1)
 

@@ -13,8 +13,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, Sampler
 from opentelemetry.trace import SpanKind, StatusCode
 
-from service.observer import Observer
-from service.spans import SpanWriter
+from service.monitoring.observer import Observer
+from service.monitoring.spans import SpanWriter
 from tests.unit.service.echo_engine import POISON
 from tests.unit.service.live_server import LiveServer, echo_body, request, serving, until
 

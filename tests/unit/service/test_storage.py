@@ -13,9 +13,9 @@ import obstore
 import pytest
 
 from engines.errors import InvalidArtifactError
-from service.folder_store import FolderStore
-from service.object_store import ObjectStore
-from service.storage import BlobStore, address
+from service.storage.blobs import BlobStore, address
+from service.storage.folder_store import FolderStore
+from service.storage.object_store import ObjectStore
 from tests.s3 import BUCKET, s3_environment, s3_server
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from service.flight import FlightRecorder, Subject
-from service.quarantine import CrashLog
+from service.processes.supervisor import blame
+from service.serving.flight import FlightRecorder, Subject
+from service.serving.quarantine import CrashLog
 from service.settings import Settings
-from service.supervisor import blame
 
 A = Subject(model="a", number=1, build_id="a" * 32)
 B = Subject(model="b", number=3, build_id="b" * 32)

@@ -1,4 +1,4 @@
-from service.timeline import EngineRun, Timeline
+from service.monitoring.timeline import EngineRun, Timeline
 
 
 def test_times_are_told_in_milliseconds() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from service.tracing import start_tracing, wanted
+from service.monitoring.tracing import start_tracing, wanted
 from tests.unit.service.live_server import serving
 
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
@@ -33,7 +33,7 @@ def test_spans_are_written_where_a_collector_is_named(environment: dict[str, str
 def test_a_collector_without_the_extra_is_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.delitem(sys.modules, "service.spans", raising=False)
+    monkeypatch.delitem(sys.modules, "service.monitoring.spans", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with caplog.at_level(logging.WARNING):
         assert start_tracing("server", ENDPOINT) is None

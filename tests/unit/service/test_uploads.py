@@ -6,10 +6,10 @@ import pytest
 
 from engines.errors import EngineError, InvalidOptionsError, InvalidSamplesError
 from engines.options import BuildOptions
-from service.acceptance import check_name, new_build
+from service.builds.acceptance import check_name, new_build
+from service.builds.uploads import Upload, UploadReader
 from service.errors import BadRequestError, ServiceError, TooLargeError
-from service.folder_store import FolderStore
-from service.uploads import Upload, UploadReader
+from service.storage.folder_store import FolderStore
 
 NPZ = b"PK\x03\x04 samples in an archive"
 NPY = b"\x93NUMPY samples in a file"

@@ -6,9 +6,9 @@ import time
 import pytest
 
 from engines.errors import EngineError
-from service.catalog import Catalog
+from service.catalog.catalog import Catalog
 from service.errors import NotFoundError, NotReadyError, QueueFullError, StoppingError
-from service.residency import KEPT_VERSIONS, VersionState
+from service.serving.residency import KEPT_VERSIONS, VersionState
 from tests.unit.service.followed import Loader, answering, following, publish, until
 
 

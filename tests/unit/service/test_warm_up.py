@@ -5,8 +5,8 @@ import pytest
 
 from engines.errors import EngineRunError
 from engines.options import Batching
-from engines.padding import Padding
-from service.warm_up import warm_up
+from engines.proof.padding import Padding
+from service.serving.warm_up import warm_up
 from tests.unit.service.echo_engine import EchoEngine
 
 

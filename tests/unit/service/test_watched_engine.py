@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from engines.errors import EngineRunError
-from service.flight import FlightRecorder, Subject, read
-from service.watched_engine import WatchedEngine
+from service.serving.flight import FlightRecorder, Subject, read
+from service.serving.watched_engine import WatchedEngine
 from tests.unit.service.echo_engine import POISON, EchoEngine
 
 

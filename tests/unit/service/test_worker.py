@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from engines.options import BuildOptions
-from service.catalog import Catalog, NewBuild
-from service.folder_store import FolderStore
+from service.catalog.catalog import Catalog, NewBuild
+from service.storage.folder_store import FolderStore
 from service.worker import Chore, tidy
 
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from engines.model.tensors import Array, TensorSpec
 from engines.runtimes.base import Slot
-from engines.tensors import Array, TensorSpec
 from service.protocol import DATATYPES
 from tests.unit.service.echo_engine import EchoEngine
 

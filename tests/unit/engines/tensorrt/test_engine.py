@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from engines.errors import CompileError, EngineRunError
-from engines.external_weights import weights_path
+from engines.model.external_weights import weights_path
 from engines.options import ShapeProfile
 from engines.runtimes.base import Engine
 from engines.runtimes.tensorrt.profiles import ShapeLimits

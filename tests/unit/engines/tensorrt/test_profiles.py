@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from engines.errors import InvalidOptionsError
+from engines.model.tensors import TensorSpec
 from engines.options import BuildOptions, ShapeProfile
-from engines.proof_batches import PROOF_ROWS
+from engines.proof.batches import PROOF_ROWS
 from engines.runtimes.tensorrt.profiles import LEAST_ROWS, ShapeLimits, shape_ranges
-from engines.tensors import TensorSpec
-from engines.tuning import TUNE_BATCH_ROWS
+from engines.search.tuning import TUNE_BATCH_ROWS
 
 IMAGE = TensorSpec(name="image", dtype=np.dtype(np.float32), shape=(None, 3, 8, 8))
 IDS = TensorSpec(name="ids", dtype=np.dtype(np.int64), shape=(None, None))

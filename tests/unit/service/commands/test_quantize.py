@@ -10,9 +10,9 @@ import pytest
 from onnx.numpy_helper import to_array
 from rich.console import Console
 
-from engines import external_weights
 from engines.errors import InvalidOptionsError
-from engines.model import from_proto, save_model
+from engines.model import external_weights
+from engines.model.model import from_proto, save_model
 from engines.options import BuildOptions, CalibrationMethod, Contract, Effort, Metric, OnMiss, Precision
 from service.commands.quantize import BAD_INPUT, Flags, Order, build_options, run, write_model
 from tests.unit.engines.onnx_graphs import mlp

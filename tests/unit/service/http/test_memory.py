@@ -5,8 +5,8 @@ import weakref
 
 import pytest
 
-from service import memory
 from service.http import server as http_server
+from service.processes import memory
 from tests.unit.service.http.plain_server import plain_server
 from tests.unit.service.live_server import read_reply, request, until
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.tensors import TensorSpec
+from engines.model.tensors import TensorSpec
 from service.errors import BadRequestError
 from service.protocol import DATATYPES, InferenceRequest, Signature, decode
 

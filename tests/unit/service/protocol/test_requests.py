@@ -5,7 +5,7 @@ import numpy as np
 import orjson
 import pytest
 
-from engines.tensors import TensorSpec
+from engines.model.tensors import TensorSpec
 from service.errors import BadRequestError
 from service.protocol import DATATYPES, Signature, decode, metadata
 

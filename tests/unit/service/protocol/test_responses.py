@@ -2,7 +2,7 @@ import numpy as np
 import orjson
 import pytest
 
-from engines.tensors import Array
+from engines.model.tensors import Array
 from service.errors import BadRequestError
 from service.protocol import DATATYPES, encode
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from engines.tensors import Array, TensorSpec
+from engines.model.tensors import Array, TensorSpec
 from service.protocol import DATATYPES, Signature, decode, encode
 from service.protocol.binary_tensors import from_binary, to_binary
 from service.protocol.json_tensors import from_json, to_json

@@ -1,0 +1,1 @@
+"""The phases of a build; `engines.pipeline` puts them in their order."""

@@ -1,0 +1,1 @@
+"""What a build tells people: what was tried, what was proven, what it costs to run."""

@@ -1,0 +1,1 @@
+"""From waiting rows to batches in an engine, and the answers back to whoever asked."""

@@ -1,0 +1,314 @@
+"""Dynamic batching in front of one loaded engine.
+
+The event loop owns the queue; the engine runs in a thread of its own. An idle engine gets at once what is
+there; while it runs, rows gather, and a batch that is full is written into a second set of buffers, so that
+the engine goes on without a pause. Callers hold futures: a caller that leaves does not touch its batch mates.
+"""
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable
+from queue import SimpleQueue
+from typing import Any
+
+from engines.errors import EngineRunError
+from engines.model.tensors import Array
+from engines.options import Batching
+from engines.runtimes.base import Engine
+from service.batching.admission import Admission
+from service.batching.batch import Batch, note_run, shares, written
+from service.batching.batch_sizes import BatchRules
+from service.batching.device import Device, Turn
+from service.batching.queue import Part, RowQueue, Waiting, turn_s
+from service.errors import DeadlineError, NotReadyError
+from service.monitoring import request_ids
+from service.monitoring.metrics import VersionMetrics
+from service.monitoring.timeline import Timeline
+
+logger = logging.getLogger(__name__)
+
+
+def _stays() -> bool:
+    return False
+
+
+class Batcher:
+    """Takes requests for one engine, runs them in batches and gives every caller its own rows back.
+
+    Lives in one event loop; `start` must run in it. It owns the engine and closes it.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        limits: Batching,
+        rules: BatchRules,
+        metrics: VersionMetrics,
+        device: Device | None = None,
+    ) -> None:
+        """`device` is what the engine shares with others; None is a device of its own."""
+        self._engine = engine
+        self._limits = limits
+        self._rules = rules
+        self._metrics = metrics
+        self._device = device or Device()
+        self._turn = Turn(wake=self._flush)
+        self._admission = Admission(limits, rules)
+        self._queue = RowQueue()
+        self._open: set[Waiting] = set()
+        # Batches that were handed over and have not come back: one for each lane held, and at most one ahead.
+        self._running = 0
+        self._closing: asyncio.Task[None] | None = None
+        self._flush_planned = False
+        self._delay: asyncio.TimerHandle | None = None
+        self._sweep: asyncio.TimerHandle | None = None
+        self._batches: SimpleQueue[Batch | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._work, name="octet-engine", daemon=True)
+            for _ in range(self._device.lanes)
+        ]
+        self._loop: asyncio.AbstractEventLoop
+
+    @property
+    def queue_rows(self) -> int:
+        """Rows that wait."""
+        return self._queue.rows
+
+    @property
+    def inflight_requests(self) -> int:
+        """Requests admitted and not yet answered."""
+        return len(self._open)
+
+    def start(self) -> None:
+        """Begins to run batches."""
+        self._loop = asyncio.get_running_loop()
+        for thread in self._threads:
+            thread.start()
+
+    async def submit(
+        self,
+        feeds: dict[str, Array],
+        *,
+        timeout_s: float | None = None,
+        priority: int | None = None,
+        gone: Callable[[], bool] = _stays,
+        timeline: Timeline | None = None,
+    ) -> dict[str, Array]:
+        """Runs the rows of `feeds` and returns their outputs.
+
+        `feeds` has one C-contiguous array per input, in the model's order, rows along axis 0. `priority` is 1 for
+        the highest, see `service.batching.queue.turn_s`. `gone` says whether the caller's client has left; such a
+        request is dropped when its batch forms. `timeline`, where there is one, is told when what happened.
+
+        Raises:
+            BadRequestError: the inputs differ in rows, or the engine does not take that many.
+            TooLargeError: more rows than the queue ever holds.
+            QueueFullError: no room for these rows now.
+            NotReadyError: the engine is being taken out.
+            DeadlineError: not answered in time.
+            EngineRunError: the engine failed on the batch.
+            DepartedError: the client has gone.
+        """
+        rows = self._admission.rows_of(feeds)
+        if self._closing is not None:
+            raise NotReadyError("the model is being unloaded; send the request again.")
+        limit_s = self._limits.timeout_ms / 1e3
+        limit_s = limit_s if timeout_s is None else min(timeout_s, limit_s)
+        self._admission.check_room(rows, self._queue.rows, limit_s)
+        now_s = time.perf_counter()
+        request = Waiting(
+            feeds=feeds,
+            rows=rows,
+            arrived_s=now_s,
+            turn_s=turn_s(now_s, priority),
+            deadline_s=now_s + limit_s,
+            answer=self._loop.create_future(),
+            gone=gone,
+            request_id=request_ids.current(),
+            timeline=timeline,
+        )
+        if timeline is not None:
+            timeline.queued_s = now_s
+        self._open.add(request)
+        self._enqueue(request)
+        self._watch_deadline(request.deadline_s)
+        try:
+            return await request.answer
+        finally:
+            self._open.discard(request)
+
+    async def close(self, *, drain_s: float = 30.0) -> None:
+        """Answers what was admitted, then ends the threads and closes the engine. Idempotent.
+
+        New requests get NotReadyError, and so does what is still waiting after `drain_s`.
+        """
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close(drain_s))
+        await asyncio.shield(self._closing)
+
+    async def _close(self, drain_s: float) -> None:
+        if self._threads[0].ident is not None:
+            answers = [request.answer for request in self._open]
+            if answers:
+                await asyncio.wait(answers, timeout=drain_s)
+            for part in self._queue.drain():
+                part.request.fail(NotReadyError("the model is being unloaded; send the request again."))
+            for _ in self._threads:
+                self._batches.put(None)
+            await asyncio.to_thread(self._join, time.monotonic() + drain_s)
+        for timer in (self._delay, self._sweep):
+            if timer is not None:
+                timer.cancel()
+        self._device.leave(self._turn)
+        if any(thread.is_alive() for thread in self._threads):
+            logger.error(
+                "an engine has not come back after %.0f s; its memory stays taken",
+                drain_s,
+                extra=self._concerned(),
+            )
+            return
+        await asyncio.to_thread(self._engine.close)
+
+    def _join(self, until_s: float) -> None:
+        for thread in self._threads:
+            thread.join(max(0.0, until_s - time.monotonic()))
+
+    def _enqueue(self, request: Waiting) -> None:
+        """Queues a request, an oversize one in parts, and has the engine woken if it is idle.
+
+        Waking waits for the end of the loop's turn: requests that came in together go together.
+        """
+        batchable, most = self._rules.batchable, self._rules.max_rows
+        shapes = self._rules.item_shapes(request.feeds)
+        if not batchable or request.rows <= most:
+            self._queue.push(shapes, Part(request=request, start=0, rows=request.rows))
+        else:
+            request.parts = math.ceil(request.rows / most)
+            for start in range(0, request.rows, most):
+                rows = min(most, request.rows - start)
+                self._queue.push(shapes, Part(request=request, start=start, rows=rows))
+        if not self._flush_planned and self._running <= self._turn.held:
+            self._flush_planned = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Hands batches to the engine: whatever is there for a free lane, a full one ahead while all are taken."""
+        self._flush_planned = False
+        most = self._rules.max_rows if self._rules.batchable else 1
+        while self._queue.rows and self._running <= self._turn.held:
+            full = self._queue.fills(most)
+            if not full and self._may_wait():
+                return
+            if not self._device.take(self._turn) and not (full and self._device.has_all(self._turn)):
+                return
+            self._dispatch(most)
+
+    def _may_wait(self) -> bool:
+        """Whether the oldest row may wait longer for company; if so, a timer ends the wait."""
+        delay_s = self._limits.max_queue_delay_us / 1e6
+        if not delay_s or self._running:
+            return False
+        left_s = self._queue.oldest_s() + delay_s - time.perf_counter()
+        if left_s <= 0:
+            return False
+        if self._delay is not None:
+            self._delay.cancel()
+        self._delay = self._loop.call_later(left_s, self._flush)
+        return True
+
+    def _dispatch(self, most: int) -> None:
+        """Forms one batch, writes it into a slot and hands it over."""
+        parts = self._queue.take(most)
+        if parts:
+            try:
+                slot = written(self._engine, self._rules, parts)
+            except Exception as error:
+                logger.exception("a batch could not be written", extra=self._concerned(parts))
+                self._fail_all(parts, error)
+            else:
+                self._running += 1
+                self._batches.put(Batch(parts=parts, slot=slot, left_others=self._queue.rows > 0))
+        if self._running < self._turn.held:
+            self._device.give_back(self._turn, 0.0, wants=False)
+
+    def _work(self) -> None:
+        """A thread of the engine: runs what it is handed, in order, until it is handed None."""
+        while (batch := self._batches.get()) is not None:
+            batch.started_s = time.perf_counter()
+            try:
+                batch.outputs = {name: array.copy() for name, array in batch.slot.run().items()}
+            except Exception as error:  # noqa: BLE001 - whatever the engine raises belongs to this batch's callers
+                batch.error = error
+            batch.ended_s = time.perf_counter()
+            self._loop.call_soon_threadsafe(self._finish, batch)
+
+    def _finish(self, batch: Batch) -> None:
+        """Back in the loop: the next batch first, then the answers of this one."""
+        self._running -= 1
+        self._engine.release(batch.slot)
+        self._admission.learn(batch)
+        compute_s = batch.ended_s - batch.started_s
+        if self._running < self._turn.held:
+            self._device.give_back(self._turn, compute_s, wants=self._queue.rows > 0)
+        else:
+            self._device.charge(self._turn, compute_s)
+        self._flush()
+        self._count(batch, compute_s)
+        if batch.outputs is None:
+            self._fail_all(batch.parts, batch.error)
+            return
+        for part, outputs in shares(self._rules, batch.parts, batch.outputs):
+            part.request.answer_part(part, outputs)
+
+    def _count(self, batch: Batch, compute_s: float) -> None:
+        metrics = self._metrics
+        metrics.compute_seconds.observe(compute_s)
+        metrics.batch_rows.observe(batch.rows)
+        note_run(batch)
+        if batch.outputs is None:
+            return
+        metrics.statistics.executions += 1
+        for part in batch.parts:
+            if part.start == 0:
+                metrics.queue_seconds.observe(batch.started_s - part.request.arrived_s)
+                metrics.statistics.compute.add(compute_s)
+
+    def _fail_all(self, parts: list[Part], error: Exception | None) -> None:
+        logger.error(
+            "the engine failed on a batch of %d requests",
+            len(parts),
+            exc_info=error,
+            extra=self._concerned(parts),
+        )
+        text = str(error) if isinstance(error, EngineRunError) else f"the engine failed: {error}"
+        for part in parts:
+            part.request.fail(EngineRunError(text))
+
+    def _concerned(self, parts: Iterable[Part] = ()) -> dict[str, Any]:
+        """Whom a log line is about."""
+        names = [part.request.request_id.decode() for part in parts]
+        return {"model": self._metrics.model, "version": self._metrics.version, "request_ids": names}
+
+    def _watch_deadline(self, deadline_s: float) -> None:
+        """One timer for all requests, at the earliest deadline: a timer each would cost too much."""
+        when = self._loop.time() + deadline_s - time.perf_counter()
+        if self._sweep is not None:
+            if self._sweep.when() <= when:
+                return
+            self._sweep.cancel()
+        self._sweep = self._loop.call_at(when, self._expire)
+
+    def _expire(self) -> None:
+        self._sweep = None
+        now_s = time.perf_counter()
+        for request in self._open:
+            if request.deadline_s <= now_s:
+                waited_ms = (now_s - request.arrived_s) * 1e3
+                request.fail(DeadlineError(f"no answer within {waited_ms:.0f} ms; send fewer at a time."))
+        left = [request.deadline_s for request in self._open if not request.answer.done()]
+        if left:
+            self._watch_deadline(min(left))

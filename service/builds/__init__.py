@@ -1,0 +1,1 @@
+"""Builds: accepted uploads, durable phases in sandboxes, and who carries them out."""

@@ -1,0 +1,169 @@
+"""The durable queue of builds: dbos runs each build step by step and goes on after any crash.
+
+The catalog is the outbox: an accepted build is a row there, and a worker puts every unfinished row into the
+queue under the build's id, which dbos takes once however often it is told. So a server needs no connection to
+the queue, and no crash between the row and the queue can lose a build. There is a queue for each kind of hardware:
+an engine is compiled and verified by a worker on hardware like the server's. What a dead worker was at, another
+puts into the queue again (`service.builds.leases`), and dbos goes on behind the last step that was recorded.
+"""
+
+import logging
+import sqlite3
+from typing import Any
+
+import sqlalchemy as sa
+from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SetWorkflowID
+from dbos import error as dbos_errors
+
+from service.builds.crashpoints import reached
+from service.builds.leases import Leases
+from service.builds.patience import patiently
+from service.builds.run import Builder
+from service.catalog.catalog import Catalog
+from service.errors import StartError
+
+logger = logging.getLogger(__name__)
+
+STEPS = 1
+"""The steps' number, raised by hand when they change so that a build of the earlier code cannot go on: such builds
+then begin again. dbos would otherwise derive it from the source and from its own release, and strand every unfinished
+build at each change of either."""
+
+_QUEUE_POLL_S = 0.2
+_SHARED_QUEUE_POLL_S = 1.0
+"""Every worker asks the same database."""
+_MOST_CLAIMS = 100
+"""A build that was begun so often, because its worker died each time, is given up."""
+_ENDED = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
+
+
+class BuildQueue:
+    """Runs builds, one at a time, from the queue at `url`. dbos allows one in a process."""
+
+    def __init__(self, url: str, *, builder: Builder, catalog: Catalog, leases: Leases) -> None:
+        self._url = url
+        self._catalog = catalog
+        self._leases = leases
+        self._name = f"builds-{leases.hardware}"
+
+        # A function: dbos marks what it registers, and a bound method takes no mark.
+        def build(build_id: str) -> None:
+            _carry_out(builder, leases, build_id)
+
+        # The count of our own goes through all workers; dbos begins anew with each.
+        self._workflow = DBOS.workflow(name="build", max_recovery_attempts=None)(build)
+
+    def launch(self) -> None:
+        """Opens the queue, takes up what this worker was at before, and begins to run builds.
+
+        Raises:
+            StartError: a shared database whose tables are older than this code.
+        """
+        _use_write_ahead_log(self._url)
+        _quiet_dbos()
+        config: DBOSConfig = {
+            "name": "octet",
+            "system_database_url": self._url,
+            "application_version": str(STEPS),
+            "executor_id": self._leases.worker,
+            "serializer": DBOSPortableJSONSerializer(),
+            "run_migrations": self._url.startswith("sqlite"),
+            "enable_otlp": False,
+            "log_level": "WARNING",
+            # Builds are waited for by nobody inside of dbos.
+            "notification_listener_polling_interval_sec": 60.0,
+        }
+        DBOS(config=config)
+        DBOS.listen_queues([self._name])
+        try:
+            DBOS.launch()
+        except dbos_errors.DBOSInitializationError as error:
+            raise StartError(
+                f"the queue's tables are older than this octet ({error}); run octet migrate with the same "
+                "OCTET_DATABASE_URL first."
+            ) from error
+        poll_s = _QUEUE_POLL_S if self._url.startswith("sqlite") else _SHARED_QUEUE_POLL_S
+        DBOS.register_queue(self._name, worker_concurrency=1, polling_interval_sec=poll_s)
+
+    def sweep(self) -> None:
+        """Puts accepted builds into the queue."""
+        self._leases.hand_out(self._put)
+
+    def _put(self, build_id: str) -> str:
+        """Sees to it that the build is in this queue, whatever was there of it before; returns its name in there."""
+        run = self._leases.run_of(build_id)
+        reached("enqueue.before")
+        with SetWorkflowID(run):
+            DBOS.enqueue_workflow(self._name, self._workflow, build_id)
+        status = DBOS.get_workflow_status(run)
+        if status is not None and (status.status == "PENDING" or status.queue_name != self._name):
+            # It is with a worker that is dead, or waits for hardware that is not there.
+            DBOS.resume_workflow(run, queue_name=self._name)
+        reached("enqueue.after")
+        return run
+
+    def give_up(self) -> None:
+        """Fails builds of this worker that the queue is done with although the catalog is not."""
+        for build_id, run in self._leases.mine():
+            status = DBOS.get_workflow_status(run)
+            if status is not None and status.status in _ENDED:
+                reason = f"{status.status.lower()}: {status.error}" if status.error else status.status.lower()
+                self._catalog.fail(
+                    build_id,
+                    error=f"the build could not be carried out ({reason}); "
+                    "look into the worker's log, then upload again with ?force=true.",
+                    code="build.internal",
+                )
+
+
+def migrate_queue(url: str) -> None:
+    """Brings the queue's tables up to what this release of dbos reads and writes."""
+    _quiet_dbos()
+    DBOS.migrate(url)
+
+
+def _carry_out(builder: Builder, leases: Leases, build_id: str) -> None:
+    """The workflow: dbos records what each step returns, and replays that after a crash."""
+    claim = patiently(lambda: leases.claim(build_id, str(DBOS.workflow_id)))
+    if claim is None:
+        return
+    reached("claim.taken")
+    if claim > _MOST_CLAIMS:
+        builder.catalog.fail(
+            build_id,
+            error=f"the build was begun {_MOST_CLAIMS} times and its worker died each time; look into the workers' "
+            "logs, then upload again with ?force=true.",
+            code="build.internal",
+        )
+        return
+    with builder.run(build_id, claim) as run:
+        plan = DBOS.run_step({"name": "plan"}, run.plan)
+        files: dict[str, str] = {}
+        summary: dict[str, Any] = {}
+        if plan is None:
+            return
+        for number, phase in enumerate(plan):
+            outcome = DBOS.run_step({"name": phase["name"]}, run.phase, plan, number, files)
+            if outcome is None:
+                return
+            reached("step.recorded", phase["name"])
+            files = {**files, **outcome["files"]}
+            summary = outcome["summary"]
+        DBOS.run_step({"name": "publish"}, run.publish, plan, files, summary)
+        reached("publish.recorded")
+
+
+def _use_write_ahead_log(url: str) -> None:
+    """Chooses SQLite's write-ahead log, which stays with the file; dbos leaves it at the rollback journal."""
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() == "sqlite" and parsed.database:
+        connection = sqlite3.connect(parsed.database)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.close()
+
+
+def _quiet_dbos() -> None:
+    """Sends the log of dbos where ours goes, from warnings up."""
+    log = logging.getLogger("dbos")
+    log.addHandler(logging.NullHandler())
+    log.propagate = True

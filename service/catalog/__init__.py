@@ -1,0 +1,1 @@
+"""The record of models, versions and builds in SQLite or PostgreSQL."""

@@ -1,7 +1,0 @@
-"""How Alembic runs the migrations: on the connection, and in the transaction, that `service.migration` gives it."""
-
-from alembic import context
-
-context.configure(connection=context.config.attributes["connection"], transactional_ddl=True)
-with context.begin_transaction():
-    context.run_migrations()

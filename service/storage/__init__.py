@@ -1,0 +1,1 @@
+"""Blobs by content address, in a folder or in S3."""
