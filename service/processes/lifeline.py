@@ -19,7 +19,7 @@ from typing import IO
 _LIFELINE = "OCTET_LIFELINE"
 """Environment variable of the child: the file descriptor to watch, and the parent's process id."""
 _PR_SET_PDEATHSIG = 1
-_SOURCE = str(Path(__file__).parents[1])
+_SOURCE = str(Path(__file__).parents[2])
 """Where octet's packages lie, whether installed or not."""
 
 # Linux sends the parent-death signal when the *thread* that started the child ends: this one lasts.
