@@ -39,6 +39,8 @@ _UNUSED_S = 3600.0
 """A blob that nothing needs is kept so long: it may belong to an upload that is just being recorded."""
 _STALE_S = 24 * 3600.0
 """A half-written file without a write for so long belongs to nobody."""
+_REMOVED_AT_ONCE = 100
+"""Uploads wait while blobs are removed, lest one of theirs is among them."""
 _NICENESS = "10"
 """Builds leave the processors to requests where both want them."""
 _FAREWELL_S = 2.0
@@ -133,10 +135,8 @@ def tidy(catalog: Catalog, store: BlobStore) -> None:
     store.remove_stale(older_than_s=_STALE_S)
     # Candidates first: what is recorded after they were listed is then seen to be needed.
     candidates = list(store.digests(older_than_s=_UNUSED_S))
-    needed = catalog.digests()
-    for digest in candidates:
-        if digest not in needed:
-            store.delete(digest)
+    for start in range(0, len(candidates), _REMOVED_AT_ONCE):
+        catalog.remove_unneeded(candidates[start : start + _REMOVED_AT_ONCE], store.delete)
 
 
 def build_sandbox(settings: Settings) -> Sandbox:

@@ -3,7 +3,7 @@
 import contextlib
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -291,14 +291,14 @@ class Catalog:
 
     def digests(self) -> set[str]:
         """Every blob that a version, an engine of it or an unfinished build needs."""
-        unfinished = sa.select(BuildRow.files).where(BuildRow.state.in_(UNFINISHED))
         with self.look() as session:
-            needed = [
-                *session.scalars(sa.select(VersionRow.files)),
-                *session.scalars(sa.select(EngineRow.files)),
-                *session.scalars(unfinished),
-            ]
-        return {digest for files in needed for digest in files.values()}
+            return rows.digests(session)
+
+    def remove_unneeded(self, candidates: Sequence[str], remove: Callable[[str], None]) -> None:
+        """Has `remove` delete those that nothing needs; no upload is accepted meanwhile."""
+        with self.turn() as session:
+            for digest in set(candidates) - rows.digests(session):
+                remove(digest)
 
     @contextlib.contextmanager
     def look(self) -> Iterator[Session]:

@@ -157,3 +157,10 @@ def to_version(row: VersionRow, default: int | None) -> Version:
         created_at=row.created_at,
         default=row.number == default,
     )
+
+
+def digests(session: Session) -> set[str]:
+    """Every blob that a version, an engine of it or an unfinished build needs."""
+    unfinished = sa.select(BuildRow.files).where(BuildRow.state.in_(UNFINISHED))
+    queries = (sa.select(VersionRow.files), sa.select(EngineRow.files), unfinished)
+    return {digest for query in queries for files in session.scalars(query) for digest in files.values()}

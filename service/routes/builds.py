@@ -17,7 +17,7 @@ from service.builds.acceptance import check_name, new_build
 from service.builds.uploads import Upload, UploadReader, check_size
 from service.catalog.catalog import Build, BuildState
 from service.context import Context
-from service.errors import BadRequestError, ServiceError
+from service.errors import BadRequestError, ServiceError, StoreUnavailableError
 from service.http.responses import json_response
 from service.processes.hardware import local_hardware
 
@@ -46,6 +46,8 @@ async def create_build(request: Request, name: str, force: Annotated[bool, Query
     hardware = await asyncio.to_thread(local_hardware)
     new = new_build(name, upload, hardware=hardware)
     build, is_new = await asyncio.to_thread(context.catalog.accept, new, force=force)
+    if is_new:
+        await asyncio.to_thread(_check_kept, context, build)
     response = json_response(await _shown(context, build), HTTPStatus.ACCEPTED if is_new else HTTPStatus.OK)
     response.headers["Location"] = f"/v1/builds/{build.id}"
     return response
@@ -113,6 +115,15 @@ async def _receive(request: Request, context: Context) -> Upload:
     except (ServiceError, EngineError):
         await _drain(stream)
         raise
+
+
+def _check_kept(context: Context, build: Build) -> None:
+    """Makes sure of the upload: blobs of its bytes may have lain unused, and been removed before it was recorded."""
+    if not all(context.store.has(digest) for digest in build.files.values()):
+        context.catalog.cancel(build.id)
+        raise StoreUnavailableError(
+            "a file of the upload was just being cleared away; send the upload again."
+        )
 
 
 async def _blocks(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

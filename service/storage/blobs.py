@@ -52,6 +52,14 @@ class BlobStore(ABC):
         """
 
     @abstractmethod
+    def has(self, digest: str) -> bool:
+        """Whether the blob is there now.
+
+        Raises:
+            StoreUnavailableError: the store does not answer.
+        """
+
+    @abstractmethod
     def delete(self, digest: str) -> None:
         """Removes the blob if it is there."""
 

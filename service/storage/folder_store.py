@@ -45,6 +45,9 @@ class FolderStore(BlobStore):
     def size_bytes(self, digest: str) -> int:
         return self.path(digest).stat().st_size
 
+    def has(self, digest: str) -> bool:
+        return (self.root / address(digest)).is_file()
+
     def delete(self, digest: str) -> None:
         (self.root / address(digest)).unlink(missing_ok=True)
 

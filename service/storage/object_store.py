@@ -17,6 +17,7 @@ import obstore
 from obstore import exceptions as s3_errors
 from obstore.store import S3Store
 
+from engines.errors import InvalidArtifactError
 from service.builds.crashpoints import reached
 from service.errors import ServiceError, StartError, StorageFullError, StoreUnavailableError
 from service.storage.blobs import BlobStore, address, missing
@@ -76,6 +77,13 @@ class ObjectStore(BlobStore):
 
     def size_bytes(self, digest: str) -> int:
         return self._size_bytes(digest)
+
+    def has(self, digest: str) -> bool:
+        try:
+            self._ask_size_bytes(digest)
+        except InvalidArtifactError:
+            return False
+        return True
 
     def delete(self, digest: str) -> None:
         with self._translated(), contextlib.suppress(FileNotFoundError):

@@ -147,8 +147,10 @@ def test_bytes_that_changed_are_noticed_before_the_last_are_given(
 
 def test_a_missing_blob_is_named(store: BlobStore) -> None:
     digest = stored(store, b"abc")
+    assert store.has(digest)
     store.delete(digest)
     store.delete(digest)
+    assert not store.has(digest)
     for ask in (store.size_bytes, lambda missing: content(store, missing)):
         with pytest.raises(InvalidArtifactError, match=f"{digest} is missing"):
             ask(digest)
