@@ -131,7 +131,7 @@ def points(passed: Path) -> list[str]:
 
 def written_points() -> set[str]:
     """Every crash point that stands in code which a fleet runs: it has no folder of blobs."""
-    sources = [path for path in (ROOT / "service").glob("*.py") if path.stem != "folder_store"]
+    sources = [path for path in (ROOT / "service").rglob("*.py") if path.stem != "folder_store"]
     return set(re.findall(r'reached\("([a-z._]+)"', "".join(path.read_text() for path in sources)))
 
 

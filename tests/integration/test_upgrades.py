@@ -23,7 +23,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def edit(source: Path, before: str, after: str) -> None:
-    path = source / "service" / "workflow.py"
+    path = source / "service" / "builds" / "workflow.py"
     text = path.read_text()
     assert text.count(before) == 1, before
     path.write_text(text.replace(before, after))

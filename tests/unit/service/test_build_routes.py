@@ -5,7 +5,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.catalog import BuildState
+from service.catalog.catalog import BuildState
 from service.errors import StoreUnavailableError
 from tests.unit.service.live_server import LiveServer, Reply, serving
 
