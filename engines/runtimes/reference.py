@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +223,19 @@ def _tap(model: bytes, outputs: Sequence[str] | None) -> bytes:
     proto.graph.output.extend(taps)
     tapped: bytes = proto.SerializeToString()
     return tapped
+
+
+def convert_to_half(model: onnx.ModelProto, single: Collection[str]) -> onnx.ModelProto:
+    """`model`, consumed, in 16-bit floats but for its inputs, its outputs and the nodes named in `single`.
+
+    Types of all tensors must be known. Nodes are not in order afterwards.
+    """
+    from onnxruntime.transformers import float16  # noqa: PLC0415 # few processes need it
+
+    converted: onnx.ModelProto = float16.convert_float_to_float16(
+        model, keep_io_types=True, disable_shape_infer=True, op_block_list=[], node_block_list=list(single)
+    )
+    return converted
 
 
 def _spec(node: Any) -> TensorSpec:
