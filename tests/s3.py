@@ -1,6 +1,7 @@
 """An S3 server on loopback, for tests; it forgets everything when it stops."""
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 
@@ -13,6 +14,8 @@ BUCKET = "octet-tests"
 @contextlib.contextmanager
 def s3_server(port: int = 0) -> Iterator[str]:
     """Runs one, with an empty bucket; gives its address."""
+    # It would write a line for each request.
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
     server.start()
     try:
