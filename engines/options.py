@@ -79,6 +79,15 @@ class Effort(enum.StrEnum):
     """Fitted weights for every kind of threshold; an hour at most for mixed precision."""
 
 
+class Rest(enum.StrEnum):
+    """What TensorRT computes in where it does not compute in 8 bits."""
+
+    FP16 = "fp16"
+    """16-bit floats, but for nodes whose values they do not hold."""
+    FP32 = "fp32"
+    """32-bit floats."""
+
+
 class RuntimeName(enum.StrEnum):
     """What compiles and runs the engine."""
 
@@ -166,6 +175,8 @@ class BuildOptions(_Options):
     effort: Effort = Effort.STANDARD
     batching: Batching = Batching()
     runtime: RuntimeName = RuntimeName.AUTO
+    # TensorRT alone has a choice.
+    rest: Rest = Rest.FP16
     # Of inputs with free dimensions, for runtimes that compile for a range of shapes (TensorRT). By default the batch
     # goes up to `batching.max_batch_rows`, and other free dimensions up to 512.
     profile: dict[str, ShapeProfile] = Field(default_factory=dict)

@@ -2,20 +2,22 @@
 
 import functools
 import io
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from engines import resources
 from engines.calibration.histogram import Histogram
+from engines.calibration.magnitudes import observe_magnitudes
 from engines.calibration.observer import BATCH_ROWS, observe
 from engines.errors import CalibrationError, EngineRunError
 from engines.formats import WeightBits
 from engines.model.model import Model, save_model
 from engines.model.tensors import Array
-from engines.options import BuildOptions, Effort, Precision
+from engines.options import BuildOptions, Effort, Precision, Rest
 from engines.phases.preparing import load_prepared
 from engines.quantization.placement import place, tensors
 from engines.runtimes.base import Runtime
@@ -37,6 +39,8 @@ class Observed:
     histograms: Mapping[str, Histogram]
     # How many nodes it has beyond those of the prepared model.
     added_nodes: int
+    # The largest magnitude of every floating tensor, where the engine computes its rest in 16-bit floats.
+    magnitudes: Mapping[str, float] = field(default_factory=dict)
 
 
 def calibrate(
@@ -61,6 +65,9 @@ def calibrate(
             if variant is not Variant.PREPARED:
                 save_model(each, workspace.path(_model(variant)))
             workspace.path(_seen(variant)).write_bytes(packed(histograms))
+            if options.rest is Rest.FP16 and runtime.halves_rest:
+                content = json.dumps(_magnitudes(each, rows), allow_nan=False)
+                workspace.path(_magnitudes_of(variant)).write_text(content, encoding="utf-8")
     except EngineRunError as error:
         raise CalibrationError(
             f"the FP32 model does not run on the samples: {error} Check the model with them."
@@ -86,12 +93,14 @@ def read_observed(workspace: Workspace) -> list[Observed]:
             continue
         rewritten = variant is not Variant.PREPARED
         model = load_prepared(workspace.path(_model(variant))) if rewritten else prepared
+        magnitudes = workspace.path(_magnitudes_of(variant))
         found.append(
             Observed(
                 variant=variant,
                 model=model,
                 histograms=unpacked(workspace.path(_seen(variant)).read_bytes()),
                 added_nodes=len(model.proto.graph.node) - len(prepared.proto.graph.node),
+                magnitudes=json.loads(magnitudes.read_bytes()) if magnitudes.exists() else {},
             )
         )
     return found
@@ -152,10 +161,18 @@ def _histograms(
     return observe(
         model,
         names,
-        rows.batches(model.fixed_rows or BATCH_ROWS, whole=model.fixed_rows is not None),
+        _batches(model, rows),
         threads=resources.current().threads,
         progress=lambda seen: progress(min(1.0, seen / rows.rows)),
     )
+
+
+def _magnitudes(model: Model, rows: SampleView) -> dict[str, float]:
+    return observe_magnitudes(model, _batches(model, rows), threads=resources.current().threads)
+
+
+def _batches(model: Model, rows: SampleView) -> Iterator[Mapping[str, Array]]:
+    return rows.batches(model.fixed_rows or BATCH_ROWS, whole=model.fixed_rows is not None)
 
 
 def _tell(progress: Callable[[float], None], start: float, share: float, done: float) -> None:
@@ -168,3 +185,7 @@ def _model(variant: Variant) -> str:
 
 def _seen(variant: Variant) -> str:
     return f"{VARIANTS}{variant.value}.npz"
+
+
+def _magnitudes_of(variant: Variant) -> str:
+    return f"{VARIANTS}{variant.value}.magnitudes.json"

@@ -122,6 +122,9 @@ class Runtime(ABC):
     name: str
     # Whether `compile` runs non-negative activations on the finer UINT8 grid (engines.quantization.unsigned).
     unsigned_activations: bool = False
+    # Whether `compile` computes in 16-bit floats what is not quantized, in models that carry their magnitudes
+    # (engines.calibration.magnitudes).
+    halves_rest: bool = False
     # Whether models that arrive quantized may have zero points and UINT8 (engines.quantization.symmetric).
     takes_asymmetric: bool = False
     # What a person has to know before they rely on the runtime, a sentence; None where there is nothing.

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from engines import resources
+from engines.calibration.magnitudes import with_magnitudes
 from engines.calibration.moments import observe_moments, within_memory
 from engines.calibration.observer import BATCH_ROWS
 from engines.calibration.thresholds import threshold
@@ -101,7 +102,7 @@ class Plan:
 
     def write(self) -> Model:
         """The 8-bit model."""
-        return quantize_model(
+        quantized = quantize_model(
             self.observed.model,
             self.placement,
             self.thresholds,
@@ -109,6 +110,8 @@ class Plan:
             weights=self.weights,
             precision=self.precision,
         )
+        magnitudes = self.observed.magnitudes
+        return with_magnitudes(quantized, magnitudes) if magnitudes else quantized
 
 
 def _unwatched(rows: int) -> None:

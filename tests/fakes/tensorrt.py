@@ -368,6 +368,12 @@ class EngineInspector:
         """Each layer with the quantizers that feed it; quantizers of inputs of the network stand alone."""
         made = {output: node for node in self._model.graph.node for output in node.output}
         inputs = {value.name for value in self._model.graph.input}
+        graph = onnx.shape_inference.infer_shapes(self._model).graph
+        halves = {
+            value.name
+            for value in (*graph.value_info, *graph.input)
+            if value.type.tensor_type.elem_type == TensorProto.FLOAT16
+        }
         layers = []
         for node in self._model.graph.node:
             if node.op_type == "QuantizeLinear" and node.input[0] in inputs:
@@ -376,7 +382,10 @@ class EngineInspector:
                 continue
             sources = [made[name] for name in node.input if name in made]
             fed = [source for source in sources if source.op_type == "DequantizeLinear"]
-            kind = "Row major Int8 format" if fed and fed[0] is sources[0] else "Row major linear FP32"
+            floating = (
+                "Row major linear FP16" if node.input and node.input[0] in halves else "Row major linear FP32"
+            )
+            kind = "Row major Int8 format" if fed and fed[0] is sources[0] else floating
             layers.append(_layer(node.name or node.output[0], "kgen", kind, [*fed, node]))
         return layers
 

@@ -45,6 +45,7 @@ def test_a_build_is_proven_on_tensorrt_and_its_report_says_so(octet: Octet, digi
     assert report["hardware"]["runtime"] == "tensorrt"
     assert "sm89-nvidia_l4" in report["hardware"]["key"]
     assert report["engine_layers"]["by_type"]["int8"] > 0
+    assert report["engine_layers"]["by_type"]["fp16"] > 0
     assert report["engine_layers"]["eight_bit"]
     assert any("was not run on hardware by us" in warning for warning in report["warnings"])
 

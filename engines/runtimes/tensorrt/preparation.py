@@ -1,5 +1,6 @@
 """The ONNX file in the form that TensorRT compiles, and what is known of it beforehand."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,10 +9,14 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
+from engines.calibration.magnitudes import noted_magnitudes
 from engines.errors import CompileError, EngineError
 from engines.model.external_weights import weights_path
 from engines.model.signature import input_specs, output_specs
 from engines.model.tensors import TensorSpec
+from engines.quantization.half_precision import halve_rest
+
+logger = logging.getLogger(__name__)
 
 DTYPES = frozenset(
     np.dtype(name) for name in ("bool", "float16", "float32", "int8", "int32", "int64", "uint8")
@@ -62,15 +67,28 @@ def prepare(model: Path) -> PreparedModel:
     passed = frozenset(spec.name for spec in inputs) & {spec.name for spec in outputs}
     quantizers = _named_quantizers(graph)
     _drop_outputs(graph, passed)
+    beside = model if weights_path(model).is_file() else None
     return PreparedModel(
-        content=proto.SerializeToString(deterministic=True),
-        beside=model if weights_path(model).is_file() else None,
+        content=(proto if beside else _as_compiled(proto)).SerializeToString(deterministic=True),
+        beside=beside,
         inputs=inputs,
         outputs=outputs,
         passed=passed,
         quantizers=quantizers,
         has_fp8=any(tensor.data_type == TensorProto.FLOAT8E4M3FN for tensor in graph.initializer),
     )
+
+
+def _as_compiled(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """With its rest in FP16 where it carries the magnitudes that tell what FP16 holds."""
+    magnitudes = noted_magnitudes(proto)
+    if magnitudes is None:
+        return proto
+    try:
+        return halve_rest(proto, magnitudes)
+    except CompileError as error:
+        logger.warning("%s", str(error))
+        return proto
 
 
 def _named_quantizers(graph: onnx.GraphProto) -> frozenset[str]:

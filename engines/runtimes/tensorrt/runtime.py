@@ -24,6 +24,7 @@ class TensorRTRuntime(Runtime):
     """The first GPU that the process sees."""
 
     name = "tensorrt"
+    halves_rest = True
     caveat = (
         "octet's TensorRT runtime was not run on hardware by us: it is checked against NVIDIA's bindings and a "
         "simulated GPU. What serves has reproduced its proof on this GPU."
