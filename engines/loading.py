@@ -1,7 +1,7 @@
 """From a version's files to the engine that may answer for it on this machine."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,9 @@ from engines.options import BuildOptions, Precision
 from engines.proof.padding import Padding
 from engines.proof.proof import Proof, Verification
 from engines.quantization.narrowing import WIDEST_SAFE_CODE, widest_code
+from engines.reports.latency import repeated
 from engines.runtimes.base import Engine, Runtime
+from engines.runtimes.enough_threads import one_is_enough, takes_long
 from engines.runtimes.selection import runtime_for
 from engines.runtimes.specialising import specialise
 from engines.workspace import PREPARED, PROOF, QUANTIZED
@@ -77,11 +79,20 @@ def load_engine(
     refusal, trial = None, None
     if options.precision is not Precision.FP32:
         if QUANTIZED in proof.hashes:
-            trial = try_engine(
-                runtime, folder / QUANTIZED, proof, options.precision, threads=threads, cache=cache
-            )
+
+            def tried(on_threads: int) -> Trial:
+                artifact = folder / QUANTIZED
+                return try_engine(
+                    runtime, artifact, proof, options.precision, threads=on_threads, cache=cache
+                )
+
+            trial = tried(threads)
             if trial.engine is not None and trial.verification.holds:
-                return _loaded(trial.engine, trial.verification, proof, _sizes(folder / QUANTIZED, options))
+                sizes = _sizes(folder / QUANTIZED, options)
+                engine, verification = trial.engine, trial.verification
+                if threads > streams == 1:
+                    engine, verification = _frugal(engine, verification, tried, proof, sizes.max_rows)
+                return _loaded(engine, verification, proof, sizes)
             refusal = f"{trial.verification.miss}, so {fallback(proof)} serves."
             if trial.engine is not None:
                 trial.engine.close()
@@ -91,7 +102,15 @@ def load_engine(
     if not verification.holds:
         engine.close()
         raise EngineRefusedError(no_engine(trial.verification if trial else None, verification))
-    return _loaded(engine, verification, proof, _sizes(folder / PREPARED, options), refusal=refusal)
+    sizes = _sizes(folder / PREPARED, options)
+    if threads > streams == 1:
+
+        def floating(on_threads: int) -> Trial:
+            found, seen = fp32_engine(runtime, folder, proof, threads=on_threads, cache=cache)
+            return Trial(verification=seen, engine=found)
+
+        engine, verification = _frugal(engine, verification, floating, proof, sizes.max_rows)
+    return _loaded(engine, verification, proof, sizes, refusal=refusal)
 
 
 def fp32_engine(
@@ -136,6 +155,32 @@ def try_engine(
             verification, miss=verification.miss + _saturating(runtime, artifact)
         )
     return Trial(verification=verification, engine=engine)
+
+
+def _frugal(
+    engine: Engine,
+    verification: Verification,
+    tried: Callable[[int], Trial],
+    proof: Proof,
+    max_rows: int,
+) -> tuple[Engine, Verification]:
+    """The engine on one thread, where that keeps up and reproduces the proof as well; else the one of several."""
+    shared = proof.free_rows and verification.unbatchable is None
+    feeds = repeated(proof.longest.inputs, max_rows) if shared else proof.longest.inputs
+    if engine.on_gpu or takes_long(engine, feeds):
+        return engine, verification
+    other, seen = (trial := tried(1)).engine, trial.verification
+    if other is None:
+        return engine, verification
+    as_good = seen.holds and (seen.unbatchable, seen.unpadded) == (
+        verification.unbatchable,
+        verification.unpadded,
+    )
+    if as_good and one_is_enough(engine, other, feeds):
+        engine.close()
+        return other, seen
+    other.close()
+    return engine, verification
 
 
 def fallback(proof: Proof) -> str:

@@ -1,5 +1,6 @@
 """One batch: how its rows are written into an engine's buffers, and which outputs are whose."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ class Batch:
     slot: Slot
     # Whether others still waited when it was formed.
     left_others: bool
-    # Filled in by the engine's thread.
+    # Filled in by `run`.
     started_s: float = 0.0
     ended_s: float = 0.0
     outputs: dict[str, Array] | None = None
@@ -31,6 +32,20 @@ class Batch:
     def rows(self) -> int:
         """Rows of callers; what pads the batch is not counted."""
         return sum(part.rows for part in self.parts)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of the inputs that the engine gets."""
+        return tuple(array.shape for array in self.slot.inputs.values())
+
+    def run(self) -> None:
+        """Has the engine compute the outputs; an error of its own belongs to the batch's callers."""
+        self.started_s = time.perf_counter()
+        try:
+            self.outputs = {name: array.copy() for name, array in self.slot.run().items()}
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            self.error = error
+        self.ended_s = time.perf_counter()
 
 
 def written(engine: Engine, rules: BatchRules, parts: list[Part]) -> Slot:

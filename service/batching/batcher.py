@@ -1,8 +1,9 @@
 """Dynamic batching in front of one loaded engine.
 
-The event loop owns the queue; the engine runs in a thread of its own. An idle engine gets at once what is
-there; while it runs, rows gather, and a batch that is full is written into a second set of buffers, so that
-the engine goes on without a pause. Callers hold futures: a caller that leaves does not touch its batch mates.
+The event loop owns the queue; the engine runs in a thread of its own, or where that would cost more than it gains
+(`service.batching.quickness`) in the loop. An idle engine gets at once what is there; while it runs, rows gather, and
+a batch that is full is written into a second set of buffers, so that the engine goes on without a pause. Callers hold
+futures: a caller that leaves does not touch its batch mates.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ from service.batching.batch import Batch, note_run, shares, written
 from service.batching.batch_sizes import BatchRules
 from service.batching.device import Device, Turn
 from service.batching.queue import Part, RowQueue, Waiting, turn_s
+from service.batching.quickness import Quickness
 from service.errors import DeadlineError, NotReadyError
 from service.monitoring import request_ids
 from service.monitoring.metrics import VersionMetrics
@@ -58,6 +60,7 @@ class Batcher:
         self._device = device or Device()
         self._turn = Turn(wake=self._flush)
         self._admission = Admission(limits, rules)
+        self._quickness = Quickness()
         self._queue = RowQueue()
         self._open: set[Waiting] = set()
         # Batches that were handed over and have not come back: one for each lane held, and at most one ahead.
@@ -230,25 +233,31 @@ class Batcher:
                 logger.exception("a batch could not be written", extra=self._concerned(parts))
                 self._fail_all(parts, error)
             else:
-                self._running += 1
-                self._batches.put(Batch(parts=parts, slot=slot, left_others=self._queue.rows > 0))
+                self._start(Batch(parts=parts, slot=slot, left_others=self._queue.rows > 0))
         if self._running < self._turn.held:
             self._device.give_back(self._turn, 0.0, wants=False)
+
+    def _start(self, batch: Batch) -> None:
+        """Has a batch run: in the engine's thread, or where it is quick and nothing else is in the engine, here."""
+        self._running += 1
+        # A GPU's context belongs to the threads that made it theirs.
+        if self._running == 1 and not self._engine.on_gpu and self._quickness.fits_the_loop(batch.shapes):
+            batch.run()
+            # Not at once: it would call back here, once for each batch that waits.
+            self._loop.call_soon(self._finish, batch)
+        else:
+            self._batches.put(batch)
 
     def _work(self) -> None:
         """A thread of the engine: runs what it is handed, in order, until it is handed None."""
         while (batch := self._batches.get()) is not None:
-            batch.started_s = time.perf_counter()
-            try:
-                batch.outputs = {name: array.copy() for name, array in batch.slot.run().items()}
-            except Exception as error:  # noqa: BLE001 - whatever the engine raises belongs to this batch's callers
-                batch.error = error
-            batch.ended_s = time.perf_counter()
+            batch.run()
             self._loop.call_soon_threadsafe(self._finish, batch)
 
     def _finish(self, batch: Batch) -> None:
         """Back in the loop: the next batch first, then the answers of this one."""
         self._running -= 1
+        self._quickness.learn(batch.shapes, batch.ended_s - batch.started_s)
         self._engine.release(batch.slot)
         self._admission.learn(batch)
         compute_s = batch.ended_s - batch.started_s

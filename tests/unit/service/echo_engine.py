@@ -36,6 +36,7 @@ class EchoSlot:
         if not self._engine.gate.wait(timeout=30.0):
             raise EngineRunError("the test left the gate closed")
         self._engine.batches.append(x.shape)
+        self._engine.threads.append(threading.get_ident())
         if self._engine.broken.is_set():
             raise EngineRunError("the device is gone")
         if (x == POISON).any():
@@ -66,6 +67,8 @@ class EchoEngine(PooledEngine):
         self.broken = threading.Event()
         # The shape of `x` in each run.
         self.batches: list[tuple[int, ...]] = []
+        # And the thread that it was in.
+        self.threads: list[int] = []
         self.slots = 0
         self.closed = 0
 

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Callable
 
 import numpy as np
@@ -9,6 +10,7 @@ from engines.errors import EngineRunError
 from engines.model.tensors import Array
 from engines.options import Batching
 from engines.proof.padding import Padding
+from service.batching import quickness
 from service.batching.batch_sizes import BatchRules
 from service.batching.batcher import Batcher
 from service.batching.device import Device
@@ -74,6 +76,43 @@ async def busy(engine: EchoEngine, batcher: Batcher) -> "asyncio.Task[dict[str, 
 
 def submitted(batcher: Batcher, *values: float) -> "asyncio.Task[dict[str, Array]]":
     return asyncio.create_task(batcher.submit(rows(*values)))
+
+
+async def test_a_quick_engine_is_run_in_the_loop_once_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quickness, "QUICK_S", 10.0)
+    engine = EchoEngine()
+    async with batching(engine) as batcher:
+        for number in range(quickness.LEAST_RUNS + 3):
+            assert firsts(await batcher.submit(rows(float(number)))) == [number]
+    loop = threading.get_ident()
+    assert loop not in engine.threads[: quickness.LEAST_RUNS]
+    assert engine.threads[quickness.LEAST_RUNS :] == [loop] * 3
+
+
+async def test_an_engine_that_is_run_in_the_loop_fails_its_batch_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quickness, "QUICK_S", 10.0)
+    monkeypatch.setattr(quickness, "LEAST_RUNS", 1)
+    engine = EchoEngine()
+    async with batching(engine, sizes=(1,)) as batcher:
+        await batcher.submit(rows(1))
+        good, bad, also_good = (submitted(batcher, value) for value in (2, POISON, 3))
+        with pytest.raises(EngineRunError, match="poisoned"):
+            await bad
+        assert firsts(await good) + firsts(await also_good) == [2, 3]
+    assert threading.get_ident() in engine.threads
+
+
+async def test_a_gpus_engine_is_never_run_in_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quickness, "QUICK_S", 10.0)
+    monkeypatch.setattr(quickness, "LEAST_RUNS", 1)
+    engine = EchoEngine()
+    engine.on_gpu = True
+    async with batching(engine) as batcher:
+        for number in range(4):
+            await batcher.submit(rows(float(number)))
+    assert threading.get_ident() not in engine.threads
 
 
 async def test_gives_a_request_its_rows_back() -> None:
