@@ -45,10 +45,11 @@ def describe_runtime() -> str:
 @functools.cache
 def tensorrt_problem() -> str | None:
     """Why TensorRT does not run here, as a clause; None where it does. Found out once per process."""
-    return _device_problem() or _library_problem()
+    return device_problem() or _library_problem()
 
 
-def _device_problem() -> str | None:
+def device_problem() -> str | None:
+    """Why CUDA does not run here, as a clause; None where it does."""
     try:
         from engines.runtimes.cuda import default_device  # noqa: PLC0415 # it needs pycuda to import
     except ModuleNotFoundError:

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,7 +71,8 @@ def reads_straight(proto: onnx.ModelProto) -> dict[str, list[int]]:
 
 
 def sqnr_db(wanted: NDArray[Any], found: NDArray[Any]) -> float:
-    return float(10 * np.log10(np.square(wanted).sum() / np.square(np.subtract(wanted, found)).sum()))
+    noise = np.square(np.subtract(wanted, found)).sum()
+    return float(10 * np.log10(np.square(wanted).sum() / noise)) if noise else math.inf
 
 
 def quantized(proto: onnx.ModelProto, precision: Precision = Precision.INT8, threshold: float = 4.0) -> Model:
