@@ -374,6 +374,7 @@ class EngineInspector:
             for value in (*graph.value_info, *graph.input)
             if value.type.tensor_type.elem_type == TensorProto.FLOAT16
         }
+        float8 = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT8E4M3FN}
         layers = []
         for node in self._model.graph.node:
             if node.op_type == "QuantizeLinear" and node.input[0] in inputs:
@@ -385,7 +386,8 @@ class EngineInspector:
             floating = (
                 "Row major linear FP16" if node.input and node.input[0] in halves else "Row major linear FP32"
             )
-            kind = "Row major Int8 format" if fed and fed[0] is sources[0] else floating
+            eight = "Row major FP8 format" if fed and fed[0].input[2] in float8 else "Row major Int8 format"
+            kind = eight if fed and fed[0] is sources[0] else floating
             layers.append(_layer(node.name or node.output[0], "kgen", kind, [*fed, node]))
         return layers
 
