@@ -4,9 +4,10 @@ VENV := .venv
 # Apart from the rest: Locust changes how sockets and threads work in its process.
 LOADTEST := .venv-loadtest
 CLIENTS := .venv-clients
+CHART := .venv-chart
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint serve loadtest clients setup clean lock
+.PHONY: demo test lint serve loadtest clients chart setup clean lock
 
 demo: setup
 	@$(BIN)/python -m examples.demo
@@ -31,6 +32,9 @@ loadtest: setup $(LOADTEST)/.run
 # KServe's client, for its tests.
 clients: $(CLIENTS)/.run
 
+# Helm and the schemas of Kubernetes, for the tests of the chart.
+chart: $(CHART)/.run
+
 setup: $(VENV)/.run
 
 $(VENV)/.run: requirements.lock pyproject.toml
@@ -48,8 +52,11 @@ $(VENV)/.dev: $(VENV)/.run requirements-dev.lock
 .venv-%/.run: requirements-%.lock
 	@$(PYTHON) -m venv $(@D)
 	@echo "octet: installing into $(@D)"
-	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $<
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes $(ANYWAY) --requirement $<
 	@touch $@
+
+# Helm's package runs on Python 3.11, though it does not say so.
+$(CHART)/.run: private ANYWAY := --ignore-requires-python
 
 # Writes the lock files anew from pyproject.toml; needs uv.
 lock:
@@ -57,6 +64,7 @@ lock:
 	uv pip compile pyproject.toml --extra demo --group dev --constraint requirements.lock --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet -o requirements-dev.lock
 	uv pip compile --group pyproject.toml:loadtest --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet -o requirements-loadtest.lock
 	uv pip compile --group pyproject.toml:clients --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet -o requirements-clients.lock
+	uv pip compile --group pyproject.toml:chart --universal --python-version 3.12 --generate-hashes --no-header --no-annotate --quiet -o requirements-chart.lock
 
 clean:
-	rm -rf $(VENV) $(LOADTEST) $(CLIENTS)
+	rm -rf $(VENV) $(LOADTEST) $(CLIENTS) $(CHART)

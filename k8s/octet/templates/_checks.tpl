@@ -1,0 +1,42 @@
+{{/* Refuses values that contradict each other, with the remedy. */}}
+{{- define "octet.checks" -}}
+{{- $fleet := include "octet.fleet" . }}
+{{- with .Values }}
+{{- if not .noAuth }}
+{{- fail "noAuth is false and octet has no keys yet: it would not listen where others reach it. Set noAuth to true, and name who may reach it in networkPolicy.clients." }}
+{{- end }}
+{{- if and $fleet (not .store.url) (not .store.claim) }}
+{{- fail "there is a database and no store: pods would find builds whose files only another one has. Set store.url (s3://bucket/prefix) or store.claim (a ReadWriteMany volume)." }}
+{{- end }}
+{{- if and (not $fleet) (or .store.url .store.claim) }}
+{{- fail "there is a store and no database. Set database.url, database.external with existingSecret, or postgresql.enabled." }}
+{{- end }}
+{{- if and .store.url .store.claim }}
+{{- fail "store.url and store.claim are both set; octet keeps its files in one place." }}
+{{- end }}
+{{- if and .database.external (not .existingSecret) }}
+{{- fail "database.external is true and existingSecret is empty: it is where database-url is looked up. Set it, or database.url." }}
+{{- end }}
+{{- if gt (len (compact (list .database.url (.database.external | ternary "external" "") (.postgresql.enabled | ternary "bundled" "")))) 1 }}
+{{- fail "several databases are named; keep one of database.url, database.external and postgresql.enabled." }}
+{{- end }}
+{{- if and .existingSecret (or .database.url .planSecret .store.accessKeyId .store.secretAccessKey .postgresql.enabled) }}
+{{- fail "existingSecret is set beside values that the chart would put into a Secret of its own (database.url, planSecret, store.accessKeyId, store.secretAccessKey, postgresql.enabled). Keep one of both." }}
+{{- end }}
+{{- if and (not $fleet) (or (ne .server.autoscaling.kind "none") .worker.keda.enabled) }}
+{{- fail "without a database there is one pod, which does not scale. Set database.url and store.url." }}
+{{- end }}
+{{- if and (eq .server.autoscaling.kind "keda") (not .prometheus.address) }}
+{{- fail "server.autoscaling.kind is keda and prometheus.address is empty: KEDA asks it how long requests wait. Set it, such as http://prometheus.monitoring:9090." }}
+{{- end }}
+{{- if lt (int .server.gracePeriodSeconds) (add (int .server.drainSeconds) 30 | int) }}
+{{- fail (printf "server.gracePeriodSeconds is %v and server.drainSeconds is %v: admitted requests would be cut off. Set it to %v or more." .server.gracePeriodSeconds .server.drainSeconds (add .server.drainSeconds 30)) }}
+{{- end }}
+{{- if and .ingress.enabled (not .ingress.hosts) }}
+{{- fail "ingress.enabled is true and ingress.hosts is empty: every host name of the controller would lead to octet. Name yours." }}
+{{- end }}
+{{- if and .httpRoute.enabled (not .httpRoute.parentRefs) }}
+{{- fail "httpRoute.enabled is true and httpRoute.parentRefs is empty: no gateway would take the route. Name yours." }}
+{{- end }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,160 @@
+"""What particular values of the chart make."""
+
+import base64
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+import yaml
+
+from service.app import create_app
+from service.catalog.migration import migrate
+from service.catalog.schema import create_engine
+from service.settings import Settings
+from tests.integration.chart.conftest import CHART
+from tests.integration.chart.manifests import Render, component_of, found
+from tests.integration.chart.values import GOOD, PLACED, POSTGRESQL
+from tests.integration.running import DIGITS, running
+from tests.unit.deployment.monitoring import dashboard, metrics_of
+
+
+def rendered(helm: dict[str, Any], name: str) -> Render:
+    return Render(manifests=helm["renders"][name]["manifests"])
+
+
+def test_the_script_of_helm_test_builds_and_infers_on_a_real_octet(tmp_path: Path) -> None:
+    with running(tmp_path / "home") as octet:
+        done = subprocess.run(
+            [sys.executable, CHART / "files" / "try_it.py"],
+            env={"OCTET_ADDRESS": f"http://127.0.0.1:{octet.port}", "OCTET_DIGITS": str(DIGITS)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "was built, served and answers" in done.stdout
+        assert octet.client.get("/v1/models").json()["models"] == []
+
+
+def test_the_query_that_scales_workers_counts_queued_and_running_builds(tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path / 'catalog.db'}")
+    migrate(engine)
+    query = (CHART / "files" / "builds.sql").read_text()
+    columns = sa.inspect(engine).get_columns("builds")
+    with engine.begin() as connection:
+        for number, state in enumerate(("queued", "running", "running", "succeeded", "failed", "cancelled")):
+            row = {
+                column["name"]: state if column["name"] == "state" else _filler(column, number)
+                for column in columns
+            }
+            connection.execute(sa.table("builds", *map(sa.column, row)).insert().values(row))
+        assert connection.exec_driver_sql(query).scalar() == 3
+    engine.dispose()
+
+
+def _filler(column: Any, number: int) -> object:
+    if column["nullable"]:
+        return None
+    return f"{number}" if isinstance(column["type"], sa.String | sa.JSON | sa.Text) else number
+
+
+def test_keda_asks_for_metrics_that_there_are(helm: dict[str, Any], tmp_path: Path) -> None:
+    exposed = {
+        f"{family.name}{suffix}"
+        for family in create_app(Settings(home=tmp_path)).state.octet.metrics.registry.collect()
+        for suffix in (("_sum", "_count") if family.type == "histogram" else ("",))
+    }
+    [servers] = [
+        scaled
+        for scaled in rendered(helm, "keda").of_kind("ScaledObject")
+        if component_of(scaled) == "server"
+    ]
+    asked = set().union(*(metrics_of(query) for query in found(servers, "query")))
+    assert asked == {"octet_queue_seconds_sum", "octet_queue_seconds_count", "octet_queue_rows"}
+    assert asked <= exposed
+
+
+def test_workers_scale_to_zero_and_servers_do_not(helm: dict[str, Any]) -> None:
+    scaled = {
+        component_of(made): made["spec"]["minReplicaCount"]
+        for made in rendered(helm, "keda").of_kind("ScaledObject")
+    }
+    assert scaled == {"server": 2, "worker": 0}
+
+
+def test_alerts_arrive_whole_and_name_the_runbooks(helm: dict[str, Any], tmp_path: Path) -> None:
+    [rule] = rendered(helm, "everything").of_kind("PrometheusRule")
+    shipped = (CHART / "files" / "alerts.yaml").read_text()
+    told = GOOD["everything"]["prometheusRule"]["runbooks"]
+    assert rule["spec"] == yaml.safe_load(shipped.replace("docs/operations.md", told))
+    if shutil.which("promtool") is None:
+        pytest.skip("this machine has no promtool, which comes with Prometheus")
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rule["spec"]))
+    subprocess.run(["promtool", "check", "rules", tmp_path / "rules.yaml"], capture_output=True, check=True)
+
+
+def test_the_dashboard_arrives_whole(helm: dict[str, Any]) -> None:
+    [found_map] = [
+        made for made in rendered(helm, "everything").of_kind("ConfigMap") if "octet.json" in made["data"]
+    ]
+    assert json.loads(found_map["data"]["octet.json"]) == dashboard()
+    assert found_map["metadata"]["labels"]["grafana_dashboard"] == "1"
+
+
+def test_prometheus_finds_the_service(helm: dict[str, Any]) -> None:
+    render = rendered(helm, "everything")
+    [monitor] = render.of_kind("ServiceMonitor")
+    matched = [
+        service["metadata"]["name"]
+        for service in render.of_kind("Service")
+        if monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    ]
+    assert matched == ["trial-octet"]
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+
+
+def test_secrets_hold_what_was_said(helm: dict[str, Any]) -> None:
+    [secret] = rendered(helm, "external").of_kind("Secret")
+    said = {key: base64.b64decode(value).decode() for key, value in secret["data"].items()}
+    assert said == {
+        "database-url": POSTGRESQL,
+        "store-access-key-id": "key",
+        "store-secret-access-key": "secret",
+    }
+
+
+def test_the_bundled_database_is_the_one_that_is_asked(helm: dict[str, Any]) -> None:
+    render = rendered(helm, "bundled")
+    [secret] = render.of_kind("Secret")
+    said = {key: base64.b64decode(value).decode() for key, value in secret["data"].items()}
+    assert said["database-url"] == (
+        f"postgresql://octet:{said['postgresql-password']}@trial-octet-postgresql:5432/octet"
+    )
+    assert len(said["postgresql-password"]) == 32
+    assert "trial-octet-postgresql" in render.named("Service")
+
+
+def test_placement_goes_to_both_roles(helm: dict[str, Any]) -> None:
+    render = rendered(helm, "everything")
+    for component in ("server", "worker"):
+        pod = render.pod(component)
+        assert pod["spec"]["nodeSelector"] == PLACED["nodeSelector"]
+        assert pod["spec"]["affinity"] == PLACED["affinity"]
+        assert pod["spec"]["priorityClassName"] == "high"
+        assert PLACED["tolerations"][0] in pod["spec"]["tolerations"]
+        assert pod["metadata"]["annotations"]["team"] == "models"
+
+
+def test_settings_reach_the_pods_and_changes_roll_them(helm: dict[str, Any]) -> None:
+    plain, told = rendered(helm, "bundled"), rendered(helm, "everything")
+    [settings] = [made for made in told.of_kind("ConfigMap") if "OCTET_LANES" in made["data"]]
+    assert settings["data"] == GOOD["everything"]["settings"]
+    checksums = [
+        render.pod("server")["metadata"]["annotations"]["checksum/settings"] for render in (plain, told)
+    ]
+    assert checksums[0] != checksums[1]

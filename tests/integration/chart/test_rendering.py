@@ -1,0 +1,34 @@
+from typing import Any
+
+import pytest
+
+from tests.integration.chart.values import BAD, GOOD
+
+_WARNING = 2
+
+
+def test_helm_finds_nothing_to_blame(helm: dict[str, Any]) -> None:
+    assert helm["lint"]["Errors"] is None
+    assert [message for message in helm["lint"]["Messages"] if message["Severity"] >= _WARNING] == []
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_every_set_renders_to_what_kubernetes_takes(helm: dict[str, Any], name: str) -> None:
+    render = helm["renders"][name]
+    assert "error" not in render, render["error"]
+    assert render["invalid"] == []
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_contradicts_itself_is_refused_with_the_remedy(helm: dict[str, Any], name: str) -> None:
+    assert BAD[name][1] in helm["renders"][name].get("error", "it rendered")
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_notes_name_three_commands_and_who_gets_in(helm: dict[str, Any], name: str) -> None:
+    notes = helm["renders"][name]["notes"]
+    commands = [line for line in notes.splitlines() if line.startswith(("  kubectl ", "  helm "))]
+    assert len(commands) == 3
+    assert "THERE ARE NO API KEYS YET" in notes
+    assert ("networkPolicy.enabled is false" in notes) == (name == "exposed")
+    assert ("exposed beyond the cluster" in notes) == (name in ("exposed", "ingress", "everything"))

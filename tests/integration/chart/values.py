@@ -1,0 +1,136 @@
+"""Sets of values that the chart is rendered with."""
+
+from typing import Any
+
+Values = dict[str, Any]
+
+POSTGRESQL = "postgresql://octet:secret@database.invalid/octet"
+EXTERNAL: Values = {
+    "database": {"url": POSTGRESQL},
+    "store": {"url": "s3://models/octet", "accessKeyId": "key", "secretAccessKey": "secret"},
+}
+KEDA: Values = {
+    "server": {"autoscaling": {"kind": "keda"}},
+    "worker": {"keda": {"enabled": True}},
+    "prometheus": {"address": "http://prometheus.invalid:9090"},
+}
+WATCHED: Values = {
+    "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+    "prometheusRule": {"enabled": True, "runbooks": "https://wiki.invalid/octet"},
+    "dashboard": {"enabled": True},
+}
+INGRESS: Values = {
+    "ingress": {
+        "enabled": True,
+        "className": "nginx",
+        "hosts": ["octet.invalid"],
+        "tls": [{"secretName": "octet-tls", "hosts": ["octet.invalid"]}],
+    },
+    "httpRoute": {"enabled": True, "parentRefs": [{"name": "gateway"}], "hostnames": ["octet.invalid"]},
+    "networkPolicy": {
+        "clients": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ingress"}}}],
+        "monitoring": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
+    },
+}
+GPU: Values = {"gpu": {"enabled": True, "count": 2, "runtimeClassName": "nvidia"}, "planSecret": "long"}
+PLACED: Values = {
+    "nodeSelector": {"pool": "octet"},
+    "tolerations": [{"key": "dedicated", "operator": "Exists"}],
+    "affinity": {
+        "nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {
+                "nodeSelectorTerms": [{"matchExpressions": [{"key": "gpu", "operator": "Exists"}]}]
+            }
+        }
+    },
+    "podAnnotations": {"team": "models"},
+    "priorityClassName": "high",
+}
+
+
+def merged(*parts: Values) -> Values:
+    """All of them, as Helm merges several files of values."""
+    whole: Values = {}
+    for part in parts:
+        for key, value in part.items():
+            nested = isinstance(value, dict) and isinstance(whole.get(key), dict)
+            whole[key] = merged(whole[key], value) if nested else value
+    return whole
+
+
+GOOD: dict[str, Values] = {
+    "default": {},
+    "gpu": GPU,
+    "external": EXTERNAL,
+    "existing secret": {
+        "existingSecret": "mine",
+        "database": {"external": True},
+        "store": {"url": "s3://models", "endpoint": "https://s3.invalid", "port": 9000},
+    },
+    "bundled": {"postgresql": {"enabled": True}, "store": {"claim": "shared"}},
+    "keda": merged(EXTERNAL, KEDA),
+    "hpa": merged(EXTERNAL, {"server": {"autoscaling": {"kind": "hpa"}}}),
+    "ingress": merged(EXTERNAL, INGRESS),
+    "hardened": merged(
+        EXTERNAL,
+        {
+            "image": {"digest": "sha256:" + "0" * 64, "pullSecrets": [{"name": "registry"}]},
+            "serviceAccount": {"create": False, "name": "restricted"},
+            "topologySpread": {"whenUnsatisfiable": "DoNotSchedule"},
+        },
+    ),
+    "on a volume": {"persistence": {"existingClaim": "models"}, "podDisruptionBudget": {"enabled": False}},
+    "exposed": {"networkPolicy": {"enabled": False}, "service": {"type": "LoadBalancer"}},
+    "everything": merged(
+        KEDA,
+        WATCHED,
+        INGRESS,
+        GPU,
+        {
+            "postgresql": {"enabled": True, "storageClass": "fast"},
+            "planSecret": "",
+            "existingSecret": "",
+            "store": {
+                "url": "s3://models/octet",
+                "endpoint": "http://s3.invalid:9000",
+                "accessKeyId": "key",
+                "secretAccessKey": "secret",
+            },
+            "engineCache": {"claim": "engines"},
+            "settings": {"OCTET_LANES": "2", "OCTET_ACCESS_LOG": "1"},
+            "extraEnv": [{"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://collector.invalid:4318"}],
+            "serviceAccount": {"annotations": {"role": "octet"}},
+            "server": PLACED,
+            "worker": PLACED,
+        },
+    ),
+}
+"""What must render."""
+
+BAD: dict[str, tuple[Values, str]] = {
+    "a wrong key": ({"sever": {"replicas": 2}}, "'sever' not allowed"),
+    "a wrong key below": ({"server": {"replica": 2}}, "'replica' not allowed"),
+    "an unknown setting": ({"settings": {"OCTET_LANE": "2"}}, "'OCTET_LANE' not allowed"),
+    "a setting that the chart decides": ({"settings": {"OCTET_HOST": "::"}}, "'OCTET_HOST' not allowed"),
+    "a wrong kind": ({"server": {"replicas": "two"}}, "/server/replicas"),
+    "no limit": ({"server": {"resources": {"limits": {"cpu": None}}}}, "'cpu'"),
+    "keys that are not there": ({"noAuth": False}, "octet has no keys yet"),
+    "no store": ({"database": {"url": POSTGRESQL}}, "store.url"),
+    "no database": ({"store": {"url": "s3://models"}}, "database.url"),
+    "two stores": (merged(EXTERNAL, {"store": {"claim": "shared"}}), "one place"),
+    "two databases": (merged(EXTERNAL, {"postgresql": {"enabled": True}}), "keep one of"),
+    "two secrets": (merged(EXTERNAL, {"existingSecret": "mine"}), "Keep one of both"),
+    "a secret that is not named": (
+        {"database": {"external": True}, "store": {"url": "s3://models"}},
+        "existingSecret is empty",
+    ),
+    "scaling of one": ({"server": {"autoscaling": {"kind": "hpa"}}}, "does not scale"),
+    "scaling by nothing": (
+        merged(EXTERNAL, {"server": {"autoscaling": {"kind": "keda"}}}),
+        "prometheus.address is empty",
+    ),
+    "no time to drain": ({"server": {"gracePeriodSeconds": 30}}, "Set it to 40 or more"),
+    "every host": ({"ingress": {"enabled": True}}, "ingress.hosts is empty"),
+    "no gateway": ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs is empty"),
+}
+"""What must be refused, and what the message says."""
