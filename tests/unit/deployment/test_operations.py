@@ -1,0 +1,55 @@
+"""docs/operations.md, held against the code."""
+
+import re
+from pathlib import Path
+
+from engines.options import Batching
+from service.app import create_app
+from service.settings import GIB, MIB, Settings
+from tests.unit.deployment.monitoring import ROOT, alerts, metrics_of
+
+GUIDE = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+HEADINGS = re.findall(r"^#+ (.+)$", GUIDE, re.MULTILINE)
+
+
+def test_every_alert_has_a_chapter_and_no_other_has() -> None:
+    chapters = [heading for heading in HEADINGS if heading.startswith("Octet")]
+    assert chapters == [alert["alert"] for alert in alerts()]
+
+
+def test_variables_that_are_named_exist() -> None:
+    known = {f"OCTET_{field.upper()}" for field in Settings.model_fields} | {"OCTET_PLAN_SECRET"}
+    assert set(re.findall(r"OCTET_[A-Z_]+", GUIDE)) <= known
+
+
+def test_metrics_that_are_named_exist(tmp_path: Path) -> None:
+    families = create_app(Settings(home=tmp_path)).state.octet.metrics.registry.collect()
+    assert metrics_of(GUIDE) <= {family.name for family in families}
+
+
+def test_links_within_the_repository_lead_somewhere() -> None:
+    links = re.findall(r"\]\((\.\./[^)]+)\)", GUIDE)
+    assert len(links) == 2
+    for link in links:
+        file, _, heading = link.partition("#")
+        text = (ROOT / "docs" / file).resolve().read_text(encoding="utf-8")
+        assert not heading or f"\n## {heading.capitalize()}\n" in text
+
+
+def test_limits_are_the_defaults(tmp_path: Path) -> None:
+    settings, batching = Settings(home=tmp_path), Batching()
+    told = dict(re.findall(r"^\| [^|]+ \| ([^|]+) \| `(OCTET_[A-Z_]+)` \|$", GUIDE, re.MULTILINE))
+    defaults = {name: limit for limit, name in told.items()}
+    assert defaults == {
+        "OCTET_MAX_UPLOAD_BYTES": f"{settings.max_upload_bytes // GIB} GiB",
+        "OCTET_MAX_BODY_BYTES": f"{settings.max_body_bytes // MIB} MiB",
+        "OCTET_BUILD_TIMEOUT_S": f"{settings.build_timeout_s / 3600:g} hour",
+        "OCTET_BUILD_MEMORY_BYTES": f"{settings.build_memory_bytes // GIB} GiB",
+        "OCTET_MAX_LOADED_BYTES": "half of what there is",
+    }
+    rows = f"{batching.max_batch_rows}, {batching.max_queue_rows}, {batching.timeout_ms // 1000} s"
+    assert f"| {rows} |" in GUIDE
+
+
+def test_the_commands_of_backups_are_those_of_the_script() -> None:
+    assert re.findall(r"-m scripts\.backup (\w+) /", GUIDE) == ["save", "restore"]
