@@ -78,6 +78,9 @@ class MixedPoint(_Part):
     floating: tuple[str, ...]
     # How far above the contract it is, over all clauses of the contract; it holds from 0 on.
     margin_db: float | None
+    # What is left of that after what other rows may need: the search takes only what has 0 or more. None also in
+    # reports that were written before it was kept.
+    assured_db: float | None = None
     sqnr_db: float | None
     batch_ms: float | None
     size_bytes: int

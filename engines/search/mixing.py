@@ -115,6 +115,7 @@ def _point(floating: frozenset[str], measured: Measured, contract: Contract, *, 
     return MixedPoint(
         floating=tuple(sorted(floating)),
         margin_db=round(_margin_db(measured, contract), 3) if ran else None,
+        assured_db=round(_assured_db(measured, contract), 3) if ran else None,
         sqnr_db=round(measured.sqnr_db, 3) if ran else None,
         batch_ms=measured.batch_ms,
         size_bytes=measured.size_bytes,

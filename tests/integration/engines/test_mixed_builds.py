@@ -51,9 +51,11 @@ class TestMixed:
         [chosen] = [point for point in search.points if point.chosen]
         assert chosen.floating == search.left_floating
         assert chosen.margin_db is not None
-        assert chosen.margin_db >= 0.5
-        # Nothing that was measured keeps the contract with fewer layers floating.
-        keeping = [p for p in search.points if p.margin_db is not None and p.margin_db >= 0.5]
+        assert chosen.assured_db is not None
+        assert chosen.margin_db - chosen.assured_db >= 0.5
+        assert chosen.assured_db >= 0
+        # Nothing that was measured keeps the contract, and what other rows may need, with fewer layers floating.
+        keeping = [p for p in search.points if p.assured_db is not None and p.assured_db >= 0]
         assert min(len(point.floating) for point in keeping) == len(chosen.floating)
         assert search.points[0].floating == ()
         assert search.points[0].margin_db is not None
