@@ -158,7 +158,7 @@ def test_labels_follow_rows_that_are_grouped_by_their_shape(tmp_path: Path) -> N
 def test_an_engine_is_asked_again_and_a_proof_may_hold_fewer_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engines.proof.proof.MAX_PROOF_BYTES", 40 * (12 + 4) * 4)
+    monkeypatch.setattr("engines.proof.batches.MAX_PROOF_BYTES", 40 * (12 + 4) * 4)
     values = rows(400)
     proof, verify = sealed(tmp_path, cut(), values)
     assert proof.rows < verify.rows
