@@ -1,6 +1,7 @@
 """What a build may be asked for; everything has a default."""
 
 import enum
+from collections.abc import Iterable
 from typing import Annotated, Any, Self
 
 import pydantic
@@ -214,14 +215,14 @@ class BuildOptions(_Options):
                 return cls.model_validate_json(options)
             return cls.model_validate(options)
         except pydantic.ValidationError as error:
-            raise InvalidOptionsError(_explain(error)) from error
+            raise InvalidOptionsError(_explain(error, known=cls.model_fields)) from error
 
 
-def _explain(error: pydantic.ValidationError) -> str:
+def _explain(error: pydantic.ValidationError, *, known: Iterable[str]) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return f"unknown option {where!r}; known options: {', '.join(BuildOptions.model_fields)}."
+        return f"unknown option {where!r}; known options: {', '.join(known)}."
     if first["type"] == "json_invalid":
         return f'the options are not valid JSON ({first["msg"]}); send an object such as {{"precision": "int8"}}.'
     if first["type"] == "value_error":

@@ -14,6 +14,8 @@ from engines.errors import EngineError
 from service.builds.sandbox import Limits
 from service.catalog.catalog import Catalog, Version
 from service.catalog.engine_states import EngineStates
+from service.catalog.holds import Holds
+from service.catalog.retention import Retention
 from service.context import Context
 from service.errors import ServiceError
 from service.http.responses import INTERNAL, error_response, framework_response
@@ -24,6 +26,9 @@ from service.monitoring.observer import Observer
 from service.monitoring.state_metrics import StateCollector
 from service.monitoring.tracing import start_tracing
 from service.openapi import inference_paths
+from service.retention.engine_uses import EngineUses
+from service.retention.periodic import PeriodicSweeps
+from service.retention.sweeper import Sweeper
 from service.routes import builds, configuration, health, metrics, models, repository, statistics
 from service.routes.inference import InferenceHandler, infer_address
 from service.serving.deployments import Deployments
@@ -34,6 +39,7 @@ from service.serving.loading import Loaded, VersionLoader
 from service.serving.quarantine import CrashLog
 from service.serving.rehearsals import Rehearsals
 from service.serving.residency import MemoryLimits
+from service.serving.usage import Usage
 from service.settings import Settings
 from service.storage.stores import open_store
 
@@ -88,6 +94,7 @@ def create_app(settings: Settings, *, load: Callable[[Version], Loaded] | None =
     catalog, store = Catalog(settings.catalog_url), open_store(settings)
     measured.registry.register(BuildCollector(catalog))
     states = EngineStates(catalog)
+    uses = EngineUses(settings.engine_uses_file, settings.engine_cache)
     crashes = CrashLog(settings.crash_file)
     recorder = FlightRecorder(settings.flight_file, suspects=crashes.suspects)
     loader = VersionLoader(
@@ -97,7 +104,8 @@ def create_app(settings: Settings, *, load: Callable[[Version], Loaded] | None =
         threads=settings.threads,
         lanes=settings.lanes,
         limits=Limits(timeout_s=settings.build_timeout_s, memory_bytes=settings.build_memory_bytes),
-        exchange=EngineExchange(states, store, settings.engine_cache, shared=settings.shared),
+        exchange=EngineExchange(states, Holds(catalog), store, settings.engine_cache, shared=settings.shared),
+        uses=uses,
         recorder=recorder,
         rehearsals=Rehearsals(settings.home / "rehearsals.json"),
         crashes=crashes,
@@ -111,16 +119,23 @@ def create_app(settings: Settings, *, load: Callable[[Version], Loaded] | None =
         care=Care(memory=limits, recorder=recorder, crashes=crashes, lanes=settings.lanes),
     )
     measured.registry.register(StateCollector(deployments.statuses))
+    usage = Usage(deployments, Retention(catalog), uses)
+    sweeps = PeriodicSweeps(Sweeper(settings, catalog, store), every_s=settings.sweep_every_s)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         loader.clear()
         await deployments.start()
-        sampling = asyncio.create_task(measured.keep_sampling())
+        chores = [asyncio.create_task(work) for work in (measured.keep_sampling(), usage.keep_noting())]
+        if not settings.has_worker:
+            # Else the worker does it, where it takes nothing from requests.
+            sweeps.start()
         try:
             yield
         finally:
-            sampling.cancel()
+            sweeps.stop()
+            for chore in chores:
+                chore.cancel()
             loader.stopping.set()
             await deployments.close()
             catalog.close()

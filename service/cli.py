@@ -82,6 +82,22 @@ def migrate(home: _Home = None) -> None:
         command.run(Settings.load(), say=typer.echo)
 
 
+@app.command()
+def sweep(
+    home: _Home = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be removed; remove nothing.")
+    ] = False,
+) -> None:
+    """Removes what has been kept for as long as the settings say. octet does so by itself; it may run meanwhile."""
+    from service.commands import sweep as command  # noqa: PLC0415 # as for migrate
+
+    _tell(home=home)
+    configure_logging("sweep")
+    with _start_errors():
+        raise typer.Exit(command.run(Settings.load(), dry_run=dry_run, say=typer.echo))
+
+
 def _tell(**given: object) -> None:
     """Puts what was said on the command line into the environment, from where all processes have it."""
     for name, value in given.items():

@@ -15,6 +15,7 @@ from service.processes.processors import processor_budget
 
 GIB = 1 << 30
 MIB = 1 << 20
+DAY_S = 24 * 3600.0
 _EVERYWHERE = (ipaddress.IPv4Address(0), ipaddress.IPv6Address(0))
 
 
@@ -69,6 +70,27 @@ class Settings(BaseSettings):
     # Seconds without a request after which a model leaves memory, until the next request, which then waits for it.
     # Unset, models stay: set it where many models are rarely used.
     idle_unload_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+    # What is removed in the course of time, all in seconds; `inf` keeps it for ever. A sweep looks at it this often.
+    sweep_every_s: float = Field(default=600.0, ge=0.1)
+    # Samples of a build that has ended: as long as somebody may want to look into it, and as short as what is in them
+    # asks for. Uploads may ask for less (`samples: delete`).
+    keep_samples_s: float = Field(default=7 * DAY_S, ge=0)
+    # Builds without a version (failed, cancelled, or the version was deleted), in the list and with their uploads:
+    # until whoever uploaded them has seen why.
+    keep_failed_builds_s: float = Field(default=30 * DAY_S, ge=0)
+    # How many versions of a model stay beside its default, the newest; all of them when unset. What is removed cannot
+    # be rolled back to: as many as you would ever go back.
+    keep_versions: int | None = Field(default=None, ge=0)
+    # Versions beyond that number stay too as long as they are so young, or were asked for within that time.
+    keep_versions_s: float = Field(default=30 * DAY_S, ge=0)
+    # Engines that nobody used for so long leave the cache and the store; who needs one later waits until it is
+    # compiled. Longer than a kind of hardware is ever away.
+    keep_engines_s: float = Field(default=30 * DAY_S, ge=0)
+    # What an upload that died left on this disk. Longer than an upload takes.
+    keep_partial_uploads_s: float = Field(default=DAY_S, ge=0)
+    # Files in the store that nothing names, such as a build's between two phases. Longer than storing one takes.
+    keep_unnamed_s: float = Field(default=3600.0, ge=0)
 
     @field_validator("home")
     @classmethod
@@ -171,6 +193,11 @@ class Settings(BaseSettings):
     def engine_cache(self) -> Path:
         """Where runtimes keep compiled engines; safe to delete while octet is stopped."""
         return self.home / "engines"
+
+    @property
+    def engine_uses_file(self) -> Path:
+        """Which versions the engines in the cache are for."""
+        return self.home / "engine-uses.json"
 
     @property
     def address(self) -> str:

@@ -23,8 +23,9 @@ from service.monitoring.tracing import start_tracing
 from service.processes.lifeline import end_with_parent
 from service.processes.locks import exclusive
 from service.processes.supervisor import READY
+from service.retention.periodic import PeriodicSweeps
+from service.retention.sweeper import Sweeper
 from service.settings import Settings
-from service.storage.blobs import BlobStore
 from service.storage.stores import open_store
 
 logger = logging.getLogger(__name__)
@@ -34,13 +35,6 @@ _SHARED_SWEEP_S = 1.0
 """Every worker asks the same database."""
 _TAKE_BACK_S = 2.0
 _GIVE_UP_S = 5.0
-_TIDY_S = 600.0
-_UNUSED_S = 3600.0
-"""A blob that nothing needs is kept so long: it may belong to an upload that is just being recorded."""
-_STALE_S = 24 * 3600.0
-"""A half-written file without a write for so long belongs to nobody."""
-_REMOVED_AT_ONCE = 100
-"""Uploads wait while blobs are removed, lest one of theirs is among them."""
 _NICENESS = "10"
 """Builds leave the processors to requests where both want them."""
 _FAREWELL_S = 2.0
@@ -81,6 +75,7 @@ def run(settings: Settings) -> None:
     patiently(heartbeat.start)
     signal.signal(signal.SIGTERM, lambda *_: _leave(leases, heartbeat))
     queue.launch()
+    PeriodicSweeps(Sweeper(settings, catalog, store), every_s=settings.sweep_every_s).start()
     (settings.home / READY).touch()
     logger.info("ready for builds as %s, on %s", leases.worker, leases.hardware)
     sweep_s = _SHARED_SWEEP_S if settings.shared else _SWEEP_S
@@ -88,7 +83,6 @@ def run(settings: Settings) -> None:
         Chore(lambda: take_back(leases, heartbeat), every_s=_TAKE_BACK_S),
         Chore(queue.sweep, every_s=sweep_s),
         Chore(queue.give_up, every_s=_GIVE_UP_S),
-        Chore(lambda: tidy(catalog, store), every_s=_TIDY_S),
     ]
     while True:
         for chore in chores:
@@ -128,15 +122,6 @@ def _leave(leases: Leases, heartbeat: Heartbeat) -> None:
 def _hardware(settings: Settings) -> str:
     with build_sandbox(settings) as sandbox:
         return str(sandbox.call("hardware", {}, what="finding out what hardware this is"))
-
-
-def tidy(catalog: Catalog, store: BlobStore) -> None:
-    """Removes blobs that no version and no unfinished build needs, and what killed writers left."""
-    store.remove_stale(older_than_s=_STALE_S)
-    # Candidates first: what is recorded after they were listed is then seen to be needed.
-    candidates = list(store.digests(older_than_s=_UNUSED_S))
-    for start in range(0, len(candidates), _REMOVED_AT_ONCE):
-        catalog.remove_unneeded(candidates[start : start + _REMOVED_AT_ONCE], store.delete)
 
 
 def build_sandbox(settings: Settings) -> Sandbox:

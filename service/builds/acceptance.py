@@ -4,8 +4,10 @@ import hashlib
 import json
 import re
 
-from service.builds.uploads import Upload
-from service.catalog.catalog import NewBuild
+from service.builds.uploads import Upload, UploadReader
+from service.catalog import rows
+from service.catalog.catalog import Build, Catalog, NewBuild
+from service.catalog.holds import Holds
 from service.errors import BadRequestError
 
 QUANTIZER_VERSION = 7
@@ -31,15 +33,47 @@ def check_name(name: str) -> None:
 
 
 def new_build(model: str, upload: Upload, *, hardware: str | None = None) -> NewBuild:
-    """The build that an upload asks for, for this kind of hardware or for any."""
+    """The build that an upload asks for, for this kind of hardware or for any.
+
+    What is to become of the samples does not make it another build.
+    """
+    options = upload.options.build
     identity = {
         "model": model,
         "files": sorted(upload.files.items()),
-        "options": upload.options.model_dump(mode="json"),
+        "options": options.model_dump(mode="json"),
         "quantizer": QUANTIZER_VERSION,
         "runtime": RUNTIME,
     }
     fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return NewBuild(
-        model=model, fingerprint=fingerprint, options=upload.options, files=upload.files, hardware=hardware
+        model=model,
+        fingerprint=fingerprint,
+        options=options,
+        files=upload.files,
+        hardware=hardware,
+        samples=upload.options.samples,
     )
+
+
+def accept(catalog: Catalog, reader: UploadReader, new: NewBuild, *, force: bool) -> tuple[Build, bool]:
+    """Stores a finished upload and records its build.
+
+    Without `force`, an equal one that goes on or has a version is returned, and nothing is stored: its samples may
+    have been removed for good.
+
+    Returns:
+        The build, and whether it is a new one.
+
+    Raises:
+        CatalogUnavailableError: the database does not answer.
+        StorageFullError: no room is left.
+        StoreUnavailableError: the store does not answer.
+    """
+    if not force:
+        with catalog.turn() as session:
+            if (earlier := rows.reused(session, new)) is not None:
+                return rows.to_build(earlier), False
+    with Holds(catalog).hold(new.files.values()):
+        reader.store()
+        return catalog.accept(new, force=force)

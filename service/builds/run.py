@@ -12,7 +12,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,9 +26,10 @@ from service.builds.patience import patiently
 from service.builds.record import BuildRecord
 from service.builds.sandbox import Sandbox, Watch
 from service.catalog.catalog import Build, Catalog
+from service.catalog.holds import Holds
 from service.catalog.records import EngineState, EngineStatus
 from service.errors import CancelledBuildError, ClaimLostError, SandboxCrashError, ServiceError
-from service.storage.blobs import BlobStore
+from service.storage.blobs import BlobStore, digest_of
 
 if TYPE_CHECKING:
     # Imports OpenTelemetry, which need not be installed.
@@ -100,6 +101,7 @@ class BuildRun:
         self._record = BuildRecord(builder.catalog, build_id, claim)
         self._give_way = builder.give_way
         self._store = builder.store
+        self._holds = Holds(builder.catalog)
         self._spans = builder.spans
         self.sandbox = builder.sandbox()
         self._build_id = build_id
@@ -136,15 +138,18 @@ class BuildRun:
             if not self._record.begin(phase["name"], share.before):
                 return None
             started = time.monotonic()
-            with self._span(phase["name"]):
-                summary = self._attempt(phase["name"], files, share)
-                written = self._stored(phase["outputs"])
-            seconds = time.monotonic() - started
-            concerned = {"build": self._build_id, "phase": phase["name"]}
-            logger.info("build %s: %s took %.1f s", self._build_id, phase["name"], seconds, extra=concerned)
-            reached("phase.before_note", phase["name"])
-            self._record.finish(phase["name"], seconds=seconds, files=written)
-            reached("phase.after_note", phase["name"])
+            with ExitStack() as held:
+                with self._span(phase["name"]):
+                    summary = self._attempt(phase["name"], files, share)
+                    written = self._stored(phase["outputs"], held)
+                seconds = time.monotonic() - started
+                concerned = {"build": self._build_id, "phase": phase["name"]}
+                logger.info(
+                    "build %s: %s took %.1f s", self._build_id, phase["name"], seconds, extra=concerned
+                )
+                reached("phase.before_note", phase["name"])
+                self._record.finish(phase["name"], seconds=seconds, files=written)
+                reached("phase.after_note", phase["name"])
             return Outcome(files=written, summary=summary)
 
         return self._guarded(work)
@@ -220,14 +225,16 @@ class BuildRun:
         )
         return summary
 
-    def _stored(self, outputs: Sequence[str]) -> dict[str, str]:
-        """Puts the files that a phase wrote into the store."""
+    def _stored(self, outputs: Sequence[str], held: ExitStack) -> dict[str, str]:
+        """Puts the files that a phase wrote into the store; until `held` ends, no sweep removes them."""
         names = [
             name
             for output in outputs
             for name in self._workspace.list(output)
             if name == output or output.endswith("/")
         ]
+        digests = {name: digest_of(self._workspace.path(name)) for name in names}
+        held.enter_context(patiently(lambda: self._holds.hold(digests.values())))
         return {name: self._put(name) for name in names}
 
     def _put(self, name: str) -> str:

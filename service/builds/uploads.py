@@ -1,7 +1,7 @@
 """Streams a multipart upload into the blob store: hashed on the way, never whole in memory.
 
 Format: RFC 7578, read by python-multipart's parser. Nothing is stored before the whole body has arrived and
-every part was accepted.
+every part was accepted; then it is known what the upload is, and whether it need be stored at all.
 """
 
 import contextlib
@@ -17,7 +17,6 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from engines.errors import InvalidSamplesError
-from engines.options import BuildOptions
 from engines.samples.safetensors_header import START_BYTES, looks_like_safetensors
 from engines.workspace import (
     UPLOADED_LABELS,
@@ -26,6 +25,7 @@ from engines.workspace import (
     UPLOADED_WEIGHTS,
     WEIGHTS_INDEX,
 )
+from service.builds.upload_options import UploadOptions
 from service.errors import BadRequestError, TooLargeError
 from service.storage.blobs import BlobStore, BlobWriter
 
@@ -59,9 +59,9 @@ _SINGLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Upload:
-    """A whole upload, durable in the store."""
+    """A whole upload."""
 
-    options: BuildOptions
+    options: UploadOptions
     # Workspace name -> digest.
     files: dict[str, str]
 
@@ -80,7 +80,7 @@ class _File:
 class UploadReader:
     """Takes the body of one upload, chunk by chunk, and stores it at the end.
 
-    A context manager: leave it without `finish` and nothing remains.
+    A context manager: leave it without `store` and nothing remains.
     """
 
     def __init__(self, store: BlobStore, *, content_type: str | None, max_bytes: int) -> None:
@@ -100,6 +100,8 @@ class UploadReader:
         self._max_bytes = max_bytes
         self._bytes = 0
         self._files: list[_File] = []
+        # What the model calls its weights, where it has some of its own.
+        self._index: BlobWriter | None = None
         self._options: bytearray | None = None
         self._take: Callable[[bytes], None] = self._ignore
         self._header = (bytearray(), bytearray())
@@ -136,7 +138,7 @@ class UploadReader:
             self._parser.write(chunk)
 
     def finish(self) -> Upload:
-        """Checks that everything is there, and makes it durable.
+        """Checks that everything is there.
 
         Raises:
             BadRequestError: the body was cut off, or a part is missing or empty.
@@ -159,18 +161,28 @@ class UploadReader:
                     f"the part {file.part.value!r} ({file.name}) is empty; {_remedy(file.part)}"
                 )
         # Options that cannot be used are refused before anything is stored.
-        options = BuildOptions.parse(bytes(self._options)) if self._options else BuildOptions()
+        options = UploadOptions.parse(bytes(self._options)) if self._options else UploadOptions()
         samples = [file for file in self._files if file.part is Part.SAMPLES]
         endings = [_ending(file) for file in samples]
         labels = [file for file in self._files if file.part is Part.LABELS]
         for file in labels:
             _check_labels(file)
-        files = {UPLOADED_MODEL: self._model().writer.commit(), **self._stored_weights()}
+        files = {UPLOADED_MODEL: self._model().writer.digest, **self._weights()}
         for number, (file, ending) in enumerate(zip(samples, endings, strict=True)):
-            files[f"{UPLOADED_SAMPLES}{number:03}{ending}"] = file.writer.commit()
+            files[f"{UPLOADED_SAMPLES}{number:03}{ending}"] = file.writer.digest
         for file in labels:
-            files[UPLOADED_LABELS] = file.writer.commit()
+            files[UPLOADED_LABELS] = file.writer.digest
         return Upload(options=options, files=files)
+
+    def store(self) -> None:
+        """Makes a finished upload durable.
+
+        Raises:
+            StorageFullError: no room is left.
+            StoreUnavailableError: the store does not answer.
+        """
+        for writer in self._writers():
+            writer.commit()
 
     def __enter__(self) -> Self:
         return self
@@ -178,22 +190,23 @@ class UploadReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for file in self._files:
-            file.writer.discard()
+        for writer in self._writers():
+            writer.discard()
+
+    def _writers(self) -> list[BlobWriter]:
+        return [*(file.writer for file in self._files), *([self._index] if self._index else [])]
 
     def _model(self) -> _File:
         return next(file for file in self._files if file.part is Part.MODEL)
 
-    def _stored_weights(self) -> dict[str, str]:
-        """Stores the weights under names of ours, and what the model calls them."""
+    def _weights(self) -> dict[str, str]:
+        """The weights under names of ours, and what the model calls them."""
         weights = [file for file in self._files if file.part is Part.WEIGHTS]
-        files = {
-            f"{UPLOADED_WEIGHTS}{number:03}": file.writer.commit() for number, file in enumerate(weights)
-        }
+        files = {f"{UPLOADED_WEIGHTS}{number:03}": file.writer.digest for number, file in enumerate(weights)}
         if weights:
-            with self._store.writer() as index:
-                index.write(json.dumps([file.name for file in weights]).encode())
-                files[WEIGHTS_INDEX] = index.commit()
+            self._index = self._store.writer()
+            self._index.write(json.dumps([file.name for file in weights]).encode())
+            files[WEIGHTS_INDEX] = self._index.digest
         return files
 
     def _begin_part(self) -> None:

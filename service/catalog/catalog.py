@@ -3,7 +3,7 @@
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -63,7 +63,7 @@ class Catalog:
             The build, and whether it is a new one.
         """
         with self.turn() as session:
-            earlier = None if force else rows.reusable(session, new.fingerprint)
+            earlier = None if force else rows.reused(session, new)
             if earlier is not None:
                 return rows.to_build(earlier), False
             row = BuildRow(
@@ -77,6 +77,7 @@ class Catalog:
                 progress=0.0,
                 timings={},
                 files=dict(new.files),
+                samples=new.samples,
                 created_at=time.time(),
             )
             session.add(row)
@@ -293,12 +294,6 @@ class Catalog:
         """Every blob that a version, an engine of it or an unfinished build needs."""
         with self.look() as session:
             return rows.digests(session)
-
-    def remove_unneeded(self, candidates: Sequence[str], remove: Callable[[str], None]) -> None:
-        """Has `remove` delete those that nothing needs; no upload is accepted meanwhile."""
-        with self.turn() as session:
-            for digest in set(candidates) - rows.digests(session):
-                remove(digest)
 
     @contextlib.contextmanager
     def look(self) -> Iterator[Session]:

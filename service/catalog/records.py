@@ -31,6 +31,15 @@ class BuildState(enum.StrEnum):
 UNFINISHED = (BuildState.QUEUED, BuildState.RUNNING)
 
 
+class Samples(enum.StrEnum):
+    """What becomes of a build's samples once it has ended."""
+
+    KEEP = "keep"
+    """They are kept as long as the settings say."""
+    DELETE = "delete"
+    """They are removed as soon as it has ended, however it did."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Build:
     """A build as it was when it was read."""
@@ -56,6 +65,9 @@ class Build:
     created_at: float
     started_at: float | None
     finished_at: float | None
+    samples: Samples
+    # When the samples were removed; None while they are kept.
+    samples_removed_at: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +98,7 @@ class NewBuild:
     files: Mapping[str, str]
     # The kind of hardware to build it on: that of the server which took it. Any kind where None.
     hardware: str | None = None
+    samples: Samples = Samples.KEEP
 
 
 class EngineState(enum.StrEnum):

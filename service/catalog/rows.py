@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from engines.options import BuildOptions
-from service.catalog.records import UNFINISHED, Build, BuildState, EngineStatus, Version
+from service.catalog.records import UNFINISHED, Build, BuildState, EngineStatus, NewBuild, Samples, Version
 from service.catalog.schema import BuildRow, EngineRow, ModelRow, RevisionRow, VersionRow
 from service.errors import CancelledBuildError, ClaimLostError, NotFoundError
 
@@ -59,16 +59,22 @@ def publish(
     return to_version(row, model.default_version)
 
 
-def reusable(session: Session, fingerprint: str) -> BuildRow | None:
-    """The newest equal build that is going on, or whose version still exists."""
+def reused(session: Session, new: NewBuild) -> BuildRow | None:
+    """The newest equal build that is going on, or whose version still exists.
+
+    Of two wishes about the same samples, that to have them deleted counts.
+    """
     published = sa.exists().where(VersionRow.build_id == BuildRow.id)
     query = (
         sa.select(BuildRow)
-        .where(BuildRow.fingerprint == fingerprint, BuildRow.state.in_(UNFINISHED) | published)
+        .where(BuildRow.fingerprint == new.fingerprint, BuildRow.state.in_(UNFINISHED) | published)
         .order_by(BuildRow.created_at.desc())
         .limit(1)
     )
-    return session.scalars(query).first()
+    row = session.scalars(query).first()
+    if row is not None and new.samples is Samples.DELETE:
+        row.samples = new.samples
+    return row
 
 
 def find_build(session: Session, build_id: str, *, change: bool = False) -> BuildRow:
@@ -143,6 +149,8 @@ def to_build(row: BuildRow) -> Build:
         created_at=row.created_at,
         started_at=row.started_at,
         finished_at=row.finished_at,
+        samples=Samples(row.samples or Samples.KEEP),
+        samples_removed_at=row.samples_removed_at,
     )
 
 

@@ -31,7 +31,12 @@ _SILENT_MS = 15_000
 class Base(DeclarativeBase):
     """Base of the mapped tables."""
 
-    type_annotation_map = {dict[str, Any]: JSON, dict[str, str]: JSON, dict[str, float]: JSON}  # noqa: RUF012 - SQLAlchemy reads it as declared
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it as declared
+        dict[str, Any]: JSON,
+        dict[str, str]: JSON,
+        dict[str, float]: JSON,
+        list[str]: JSON,
+    }
 
 
 class ModelRow(Base):
@@ -78,6 +83,10 @@ class BuildRow(Base):
     worker: Mapped[str | None]
     # Raised whenever somebody begins, or takes over: what was claimed with a smaller number may write no more.
     claim: Mapped[int] = mapped_column(default=0, server_default="0")
+    # What becomes of the samples. Not among the options: releases that do not know it read those. Null is to keep them.
+    samples: Mapped[str | None]
+    # When the samples were removed.
+    samples_removed_at: Mapped[float | None]
 
 
 class VersionRow(Base):
@@ -92,6 +101,8 @@ class VersionRow(Base):
     options: Mapped[dict[str, Any]]
     summary: Mapped[dict[str, Any]]
     created_at: Mapped[float]
+    # When a request was last answered, within minutes; null before the first.
+    used_at: Mapped[float | None]
 
 
 class WorkerRow(Base):
@@ -122,6 +133,32 @@ class EngineRow(Base):
     # Who compiles it, and when that one was last heard of, on the database's clock.
     holder: Mapped[str | None]
     changed_at: Mapped[float]
+    # When a server last had it in memory, within hours; null before the first.
+    used_at: Mapped[float | None]
+
+
+class HoldRow(Base):
+    """Blobs that somebody is about to store and to name: no sweep removes them meanwhile."""
+
+    __tablename__ = "holds"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    digests: Mapped[list[str]]
+    # On the database's clock.
+    held_at: Mapped[float]
+
+
+class SweepRow(Base):
+    """One row: who sweeps for all, and when that was begun last."""
+
+    __tablename__ = "sweeps"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    # Null while nobody does.
+    holder: Mapped[str | None]
+    # Both on the database's clock: the last sign of life of the holder, and the last begin.
+    beat_at: Mapped[float]
+    begun_at: Mapped[float]
 
 
 class RevisionRow(Base):

@@ -13,11 +13,12 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 
 from engines.errors import EngineError
-from service.builds.acceptance import check_name, new_build
-from service.builds.uploads import Upload, UploadReader, check_size
+from service.builds.acceptance import accept, check_name, new_build
+from service.builds.upload_options import shown as shown_options
+from service.builds.uploads import UploadReader, check_size
 from service.catalog.catalog import Build, BuildState
 from service.context import Context
-from service.errors import BadRequestError, ServiceError, StoreUnavailableError
+from service.errors import BadRequestError, ServiceError
 from service.http.responses import json_response
 from service.processes.hardware import local_hardware
 
@@ -42,12 +43,7 @@ async def create_build(request: Request, name: str, force: Annotated[bool, Query
     """
     context = _context(request)
     check_name(name)
-    upload = await _receive(request, context)
-    hardware = await asyncio.to_thread(local_hardware)
-    new = new_build(name, upload, hardware=hardware)
-    build, is_new = await asyncio.to_thread(context.catalog.accept, new, force=force)
-    if is_new:
-        await asyncio.to_thread(_check_kept, context, build)
+    build, is_new = await _receive(request, context, name, force=force)
     response = json_response(await _shown(context, build), HTTPStatus.ACCEPTED if is_new else HTTPStatus.OK)
     response.headers["Location"] = f"/v1/builds/{build.id}"
     return response
@@ -94,22 +90,24 @@ def _context(request: Request) -> Context:
     return context
 
 
-async def _receive(request: Request, context: Context) -> Upload:
-    """Streams the body into the store."""
+async def _receive(request: Request, context: Context, model: str, *, force: bool) -> tuple[Build, bool]:
+    """Streams the body into the store; gives its build, and whether that is a new one."""
     stream = request.stream()
     max_bytes = context.settings.max_upload_bytes
     announced_bytes = int(request.headers.get("content-length", 0))
     if "expect" in request.headers:
         # The client waits for our word before it sends: nothing need be read of what is refused.
-        check_size(announced_bytes, max_bytes)
+        _check_room(context, announced_bytes)
     try:
-        check_size(announced_bytes, max_bytes)
+        _check_room(context, announced_bytes)
         with UploadReader(
             context.store, content_type=request.headers.get("content-type"), max_bytes=max_bytes
         ) as reader:
             async for block in _blocks(stream):
                 await asyncio.to_thread(reader.write, block)
-            return await asyncio.to_thread(reader.finish)
+            upload = await asyncio.to_thread(reader.finish)
+            new = new_build(model, upload, hardware=await asyncio.to_thread(local_hardware))
+            return await asyncio.to_thread(accept, context.catalog, reader, new, force=force)
     except ClientDisconnect as error:
         raise BadRequestError("the client went away in the middle of the upload; send it again.") from error
     except (ServiceError, EngineError):
@@ -117,13 +115,10 @@ async def _receive(request: Request, context: Context) -> Upload:
         raise
 
 
-def _check_kept(context: Context, build: Build) -> None:
-    """Makes sure of the upload: blobs of its bytes may have lain unused, and been removed before it was recorded."""
-    if not all(context.store.has(digest) for digest in build.files.values()):
-        context.catalog.cancel(build.id)
-        raise StoreUnavailableError(
-            "a file of the upload was just being cleared away; send the upload again."
-        )
+def _check_room(context: Context, announced_bytes: int) -> None:
+    """Refuses an upload of this length if it is too long for the settings, or for the disk."""
+    check_size(announced_bytes, context.settings.max_upload_bytes)
+    context.store.check_room(announced_bytes)
 
 
 async def _blocks(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -158,12 +153,13 @@ async def _shown(context: Context, build: Build) -> dict[str, Any]:
         "phase": build.phase,
         "progress": round(build.progress, 4),
         "timings_s": {phase: round(seconds, 3) for phase, seconds in build.timings.items()},
-        "options": build.options.model_dump(mode="json"),
+        "options": shown_options(build.options, build.samples),
         "error": None if build.error is None else {"error": build.error, "code": build.code},
         "result": None,
         "created_at": build.created_at,
         "started_at": build.started_at,
         "finished_at": build.finished_at,
+        "samples_removed_at": build.samples_removed_at,
     }
     if build.version is not None:
         summary = await asyncio.to_thread(context.catalog.summary, build.model, build.version)

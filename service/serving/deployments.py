@@ -174,6 +174,15 @@ class Deployments:
         loaded = self._inventory.loaded
         return [loaded[key] for key in sorted(loaded) if model in (None, key[0])]
 
+    def in_memory(self) -> list[tuple[Version, float]]:
+        """The published versions that have an engine in memory, each with when it last ran, on time.monotonic."""
+        inventory = self._inventory
+        return [
+            (inventory.published[key], deployment.engine.used_s)
+            for key, deployment in inventory.loaded.items()
+            if key in inventory.published
+        ]
+
     def loaded(self, model: str, number: int) -> Deployment | None:
         """The deployment of a version, if it has an engine in memory."""
         return self._inventory.loaded.get((model, number))

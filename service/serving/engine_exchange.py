@@ -16,9 +16,10 @@ from pathlib import Path
 from engines.errors import EngineError, InvalidArtifactError
 from service.catalog.catalog import Version
 from service.catalog.engine_states import HOLD_S, EngineStates
+from service.catalog.holds import Holds
 from service.catalog.records import EngineState, EngineStatus
-from service.errors import CancelledBuildError, UnavailableError
-from service.storage.blobs import BlobStore
+from service.errors import CancelledBuildError, StorageFullError, UnavailableError
+from service.storage.blobs import BlobStore, digest_of
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +41,12 @@ class Compilation:
 class EngineExchange:
     """One server's part in it."""
 
-    def __init__(self, states: EngineStates, store: BlobStore, cache: Path, *, shared: bool) -> None:
+    def __init__(
+        self, states: EngineStates, holds: Holds, store: BlobStore, cache: Path, *, shared: bool
+    ) -> None:
         """`cache` is the folder of this server's engines; only where it is `shared` do they go to the store."""
         self._states = states
+        self._holds = holds
         self._store = store
         self._cache = cache
         self._shared = shared
@@ -61,7 +65,7 @@ class EngineExchange:
         """
         try:
             found = self._wait_for_turn(version, hardware, cancelled)
-        except UnavailableError as error:
+        except (UnavailableError, StorageFullError) as error:
             logger.warning("%s Engines are not shared until then.", error)
             yield Compilation(ours=False)
             return
@@ -108,26 +112,28 @@ class EngineExchange:
                 (self._cache / name).parent.mkdir(parents=True, exist_ok=True)
                 (incoming / name).replace(self._cache / name)
                 (incoming / name).parent.rmdir()
-        except (UnavailableError, InvalidArtifactError, OSError) as error:
+        except (UnavailableError, StorageFullError, InvalidArtifactError, OSError) as error:
             logger.warning("an engine could not be taken from the store (%s); it is compiled here", error)
         with contextlib.suppress(OSError):
             incoming.rmdir()
 
     def _keep(self, version: Version, hardware: str, done: threading.Event) -> None:
         while not done.wait(HOLD_S / 6):
-            with contextlib.suppress(UnavailableError):
+            with contextlib.suppress(UnavailableError, StorageFullError):
                 self._states.keep(version, hardware, self._holder)
 
     def _settle(self, version: Version, hardware: str, compilation: Compilation) -> None:
         """Tells the others. A database or a store that is away only costs them the time to compile it."""
         state = EngineState.VERIFIED if compilation.refusal is None else EngineState.REFUSED
         try:
-            files = {
-                name: self._store.put(self._cache / name) for name in compilation.entries if self._shared
-            }
-            status = EngineStatus(hardware=hardware, state=state, reason=compilation.refusal, files=files)
-            self._states.settle(version, status, self._holder)
-        except (UnavailableError, OSError) as error:
+            entries = compilation.entries if self._shared else []
+            files = {name: digest_of(self._cache / name) for name in entries}
+            with self._holds.hold(files.values()):
+                for name in files:
+                    self._store.put(self._cache / name)
+                status = EngineStatus(hardware=hardware, state=state, reason=compilation.refusal, files=files)
+                self._states.settle(version, status, self._holder)
+        except (UnavailableError, StorageFullError, OSError) as error:
             logger.warning("an engine could not be shared (%s)", error)
-            with contextlib.suppress(UnavailableError):
+            with contextlib.suppress(UnavailableError, StorageFullError):
                 self._states.drop(version, hardware, self._holder)

@@ -11,11 +11,13 @@ from engines import hardware_key, load_engine, workspace
 from engines.model.tensors import Array
 from engines.options import Precision
 from engines.runtimes.base import Engine
+from engines.runtimes.engine_cache import noting_entries
 from service.batching.batch_sizes import BatchRules
 from service.builds.sandbox import Limits, Sandbox, Watch
 from service.catalog.catalog import Version
 from service.processes import memory
 from service.protocol import Signature
+from service.retention.engine_uses import EngineUses
 from service.serving.engine_exchange import EngineExchange
 from service.serving.flight import FlightRecorder, Subject
 from service.serving.quarantine import CrashLog
@@ -63,6 +65,8 @@ class VersionLoader:
     # What need not be rehearsed, unless the server has crashed since while it ran.
     rehearsals: Rehearsals
     crashes: CrashLog
+    # Which versions the cached engines are for.
+    uses: EngineUses
     # Set when the server stops: a rehearsal is broken off.
     stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -86,7 +90,9 @@ class VersionLoader:
             hardware = hardware_key(version.options)
             with self.exchange.compilation(version, hardware, self.stopping.is_set) as compilation:
                 compilation.entries = self._rehearse(version, folder, hardware, always=compilation.ours)
-                loaded = flight.run(lambda: self._load(version, folder))
+                with noting_entries() as entries:
+                    loaded = flight.run(lambda: self._load(version, folder))
+                self.uses.note(version.build_id, entries)
                 compilation.refusal = loaded.refusal
             return loaded
         finally:

@@ -5,14 +5,17 @@ store, whole and under its address. Whoever was told a digest finds exactly thos
 wherever they are read.
 """
 
+import contextlib
 import errno
 import hashlib
 import os
 import re
+import shutil
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,6 +27,16 @@ from service.storage.durable_files import make_durable_folder, modified
 
 CHUNK_BYTES = 1 << 20
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the operating system says of a disk, or a user's share of it, that is full."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredBlob:
+    """A blob as a store lists it."""
+
+    digest: str
+    size_bytes: int
 
 
 class BlobStore(ABC):
@@ -60,21 +73,55 @@ class BlobStore(ABC):
         """
 
     @abstractmethod
-    def delete(self, digest: str) -> None:
-        """Removes the blob if it is there."""
+    def delete(self, digests: Collection[str]) -> None:
+        """Removes those of the blobs that are there.
+
+        Raises:
+            StoreUnavailableError: the store does not answer.
+        """
 
     @abstractmethod
-    def digests(self, *, older_than_s: float) -> Iterator[str]:
-        """Blobs that nobody has stored, or stored again, in the last `older_than_s` seconds."""
+    def blobs(self, *, older_than_s: float) -> Iterator[StoredBlob]:
+        """Blobs that nobody has stored, or stored again, in the last `older_than_s` seconds.
+
+        Raises:
+            StoreUnavailableError: the store does not answer.
+        """
 
     @abstractmethod
     def _chunks(self, digest: str) -> Iterator[bytes]:
         """The bytes that are kept under `digest`, whatever they are; raises as `size_bytes` does."""
 
+    def digests(self, *, older_than_s: float) -> Iterator[str]:
+        """As `blobs`, by name alone."""
+        return (blob.digest for blob in self.blobs(older_than_s=older_than_s))
+
+    def check_room(self, needed_bytes: int) -> None:
+        """Refuses what this machine's disk has no room for, before any of it is written.
+
+        Raises:
+            StorageFullError: the disk has fewer bytes left.
+        """
+        with contextlib.suppress(OSError):
+            make_durable_folder(self.incoming)
+        left_bytes = free_bytes(self.incoming)
+        if left_bytes is not None and needed_bytes > left_bytes:
+            raise StorageFullError(
+                f"the disk that holds {self.incoming} has {left_bytes} bytes left and the upload has {needed_bytes}; "
+                "free some space there and send the request again."
+            )
+
     def writer(self) -> "BlobWriter":
-        """A writer that hashes what it is given; nothing is stored until it commits."""
-        make_durable_folder(self.incoming)
-        return BlobWriter(self.incoming / uuid.uuid4().hex, self)
+        """A writer that hashes what it is given; nothing is stored until it commits.
+
+        Raises:
+            StorageFullError: the disk is full.
+        """
+        try:
+            make_durable_folder(self.incoming)
+            return BlobWriter(self.incoming / uuid.uuid4().hex, self)
+        except OSError as error:
+            raise translated(error, self.incoming) from error
 
     def put(self, path: Path) -> str:
         """Stores a copy of the file `path` and returns its digest.
@@ -121,8 +168,8 @@ class BlobStore(ABC):
         """
         for name, digest in files.items():
             target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
             try:
+                target.parent.mkdir(parents=True, exist_ok=True)
                 with target.open("wb") as copy:
                     copy.writelines(self.read(digest))
             except OSError as error:
@@ -131,13 +178,10 @@ class BlobStore(ABC):
                 target.unlink()
                 raise InvalidArtifactError(f"{name!r} cannot be read back: {error}") from error
 
-    def remove_stale(self, *, older_than_s: float) -> int:
-        """Removes what killed writers left behind: files without a write for so long. Returns how many."""
+    def stale(self, *, older_than_s: float) -> list[Path]:
+        """What killed writers left behind on this machine: files without a write for so long."""
         horizon = time.time() - older_than_s
-        stale = [path for path in self.incoming.glob("*") if modified(path) < horizon]
-        for path in stale:
-            path.unlink(missing_ok=True)
-        return len(stale)
+        return [path for path in self.incoming.glob("*") if modified(path) < horizon]
 
 
 class BlobWriter:
@@ -163,12 +207,19 @@ class BlobWriter:
         self._hasher.update(chunk)
         self.bytes_written += len(chunk)
 
+    @property
+    def digest(self) -> str:
+        """That of what was written."""
+        return f"sha256:{self._hasher.hexdigest()}"
+
     def seal(self) -> None:
-        """Flushes what was written to the disk and closes the file; only `commit` or `discard` may follow.
+        """Flushes what was written to the disk and closes the file; only `commit` or `discard` may follow. Idempotent.
 
         Raises:
             StorageFullError: the disk is full.
         """
+        if self._file.closed:
+            return
         try:
             self._file.flush()
             reached("blob.before_flush")
@@ -184,11 +235,9 @@ class BlobWriter:
             StorageFullError: no room is left.
             StoreUnavailableError: the store does not answer.
         """
-        if not self._file.closed:
-            self.seal()
-        digest = f"sha256:{self._hasher.hexdigest()}"
-        self._store.adopt(self._path, digest)
-        return digest
+        self.seal()
+        self._store.adopt(self._path, self.digest)
+        return self.digest
 
     def discard(self) -> None:
         """Gives up what was written. Idempotent; the blob stays after `commit`."""
@@ -228,10 +277,27 @@ def missing(digest: str, where: object) -> InvalidArtifactError:
     )
 
 
+def digest_of(path: Path) -> str:
+    """The digest of a file's bytes."""
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
 def translated(error: OSError, folder: Path) -> Exception:
     """The error to raise for one of the operating system."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageFullError(
-            f"the disk that holds {folder} is full; free some space and send the request again."
-        )
-    return error
+    if error.errno not in FULL:
+        return error
+    left_bytes = free_bytes(folder)
+    seen = "" if left_bytes is None else f" ({left_bytes} bytes left)"
+    what = "this user's quota is used up on" if error.errno == errno.EDQUOT else "no room is left on"
+    return StorageFullError(
+        f"{what} the disk that holds {folder}{seen}; free some space there and send the request again."
+    )
+
+
+def free_bytes(path: Path) -> int | None:
+    """What this user may still write to the disk that holds `path`; None where the system does not say."""
+    try:
+        return shutil.disk_usage(path).free
+    except OSError:
+        return None

@@ -3,13 +3,14 @@
 Our own code rather than obstore's, whose local files are not flushed to the disk before they get their names.
 """
 
+import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from service.builds.crashpoints import reached
-from service.storage.blobs import CHUNK_BYTES, DIGEST, BlobStore, address, missing, translated
-from service.storage.durable_files import flush_folder, make_durable_folder, modified
+from service.storage.blobs import CHUNK_BYTES, DIGEST, BlobStore, StoredBlob, address, missing, translated
+from service.storage.durable_files import flush_folder, make_durable_folder
 
 
 class FolderStore(BlobStore):
@@ -48,14 +49,17 @@ class FolderStore(BlobStore):
     def has(self, digest: str) -> bool:
         return (self.root / address(digest)).is_file()
 
-    def delete(self, digest: str) -> None:
-        (self.root / address(digest)).unlink(missing_ok=True)
+    def delete(self, digests: Collection[str]) -> None:
+        for digest in digests:
+            (self.root / address(digest)).unlink(missing_ok=True)
 
-    def digests(self, *, older_than_s: float) -> Iterator[str]:
+    def blobs(self, *, older_than_s: float) -> Iterator[StoredBlob]:
         horizon = time.time() - older_than_s
         for path in (self.root / "sha256").glob("??/*"):
-            if DIGEST.fullmatch(f"sha256:{path.name}") and modified(path) < horizon:
-                yield f"sha256:{path.name}"
+            with contextlib.suppress(FileNotFoundError):
+                stat = path.stat()
+                if DIGEST.fullmatch(digest := f"sha256:{path.name}") and stat.st_mtime < horizon:
+                    yield StoredBlob(digest=digest, size_bytes=stat.st_size)
 
     def _chunks(self, digest: str) -> Iterator[bytes]:
         with self.path(digest).open("rb") as source:

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from obstore.store import S3Store
 from engines.errors import InvalidArtifactError
 from service.builds.crashpoints import reached
 from service.errors import ServiceError, StartError, StorageFullError, StoreUnavailableError
-from service.storage.blobs import BlobStore, address, missing
+from service.storage.blobs import BlobStore, StoredBlob, address, missing
 
 _BLOCK_BYTES = 8 << 20
 """Read in one request: few enough bytes to arrive within its timeout on a slow network."""
@@ -85,17 +85,19 @@ class ObjectStore(BlobStore):
             return False
         return True
 
-    def delete(self, digest: str) -> None:
-        with self._translated(), contextlib.suppress(FileNotFoundError):
-            obstore.delete(self._s3, address(digest))
+    def delete(self, digests: Collection[str]) -> None:
+        with self._translated():
+            # S3 takes as many as a thousand in one request, and does not mind those that are not there.
+            obstore.delete(self._s3, [address(digest) for digest in digests])
 
-    def digests(self, *, older_than_s: float) -> Iterator[str]:
+    def blobs(self, *, older_than_s: float) -> Iterator[StoredBlob]:
         horizon = time.time() - older_than_s
         with self._translated():
             for found in obstore.list(self._s3, "sha256"):
                 for blob in found:
                     if blob["last_modified"].timestamp() < horizon:
-                        yield f"sha256:{blob['path'].rpartition('/')[2]}"
+                        digest = f"sha256:{blob['path'].rpartition('/')[2]}"
+                        yield StoredBlob(digest=digest, size_bytes=blob["size"])
 
     def _chunks(self, digest: str) -> Iterator[bytes]:
         place, size_bytes = address(digest), self._ask_size_bytes(digest)
@@ -129,7 +131,7 @@ class ObjectStore(BlobStore):
         said = _first_line(error)
         if any(word in str(error) for word in _FULL):
             return StorageFullError(
-                f"the store {self._name} is full ({said}); free some space and send the request again."
+                f"the store {self._name} is full ({said}); free some space there and send the request again."
             )
         return StoreUnavailableError(f"the store {self._name} does not answer ({said}); try again later.")
 

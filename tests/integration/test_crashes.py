@@ -41,9 +41,9 @@ def points(octet: Octet) -> list[str]:
 
 
 def test_every_point_in_the_code_is_passed(points: list[str]) -> None:
-    source = "".join(
-        path.read_text() for path in (ROOT / "service").rglob("*.py") if path.stem != "object_store"
-    )
+    # What a store in S3 passes, and what sweeps do (test_retention), is not on the way of a build.
+    others = ("object_store", "retention", "shared")
+    source = "".join(path.read_text() for path in (ROOT / "service").rglob("*.py") if path.stem not in others)
     written = set(re.findall(r'reached\("([a-z._]+)"', source))
     assert len(written) >= 10
     assert written == {point.split(" ")[1] for point in points}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from engines.options import Batching
 from service.app import create_app
-from service.settings import GIB, MIB, Settings
+from service.settings import DAY_S, GIB, MIB, Settings
 from tests.unit.deployment.monitoring import ROOT, alerts, metrics_of
 
 GUIDE = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
@@ -36,11 +36,30 @@ def test_links_within_the_repository_lead_somewhere() -> None:
         assert not heading or f"\n## {heading.capitalize()}\n" in text
 
 
+def told_in(chapter: str) -> dict[str, str]:
+    """What the table of a chapter says of each variable."""
+    (text,) = re.findall(rf"^## {chapter}\n(.*?)(?=^## |\Z)", GUIDE, re.MULTILINE | re.DOTALL)
+    rows = re.findall(r"^\| [^|]+ \| ([^|]+) \| `(OCTET_[A-Z_]+)`[^|]* \|$", text, re.MULTILINE)
+    return {name: limit for limit, name in rows}
+
+
+def test_times_of_retention_are_the_defaults(tmp_path: Path) -> None:
+    settings, told = Settings(home=tmp_path), told_in("Retention")
+    units_s = {"day": DAY_S, "hour": 3600.0, "minute": 60.0}
+    assert settings.keep_versions is None
+    assert told.pop("OCTET_KEEP_VERSIONS") == "for ever"
+    names = {name for name in Settings.model_fields if name.startswith(("keep_", "sweep_"))} - {
+        "keep_versions"
+    }
+    assert set(told) == {f"OCTET_{name.upper()}" for name in names}
+    for name in names:
+        number, unit = told[f"OCTET_{name.upper()}"].split(" ")
+        assert getattr(settings, name) == int(number) * units_s[unit.rstrip("s")]
+
+
 def test_limits_are_the_defaults(tmp_path: Path) -> None:
     settings, batching = Settings(home=tmp_path), Batching()
-    told = dict(re.findall(r"^\| [^|]+ \| ([^|]+) \| `(OCTET_[A-Z_]+)` \|$", GUIDE, re.MULTILINE))
-    defaults = {name: limit for limit, name in told.items()}
-    assert defaults == {
+    assert told_in("Limits") == {
         "OCTET_MAX_UPLOAD_BYTES": f"{settings.max_upload_bytes // GIB} GiB",
         "OCTET_MAX_BODY_BYTES": f"{settings.max_body_bytes // MIB} MiB",
         "OCTET_BUILD_TIMEOUT_S": f"{settings.build_timeout_s / 3600:g} hour",

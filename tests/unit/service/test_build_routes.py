@@ -22,19 +22,6 @@ def states(server: LiveServer) -> list[BuildState]:
     return [build.state for build in server.context.catalog.builds() if build.model == "uploaded"]
 
 
-async def test_an_upload_whose_blob_was_just_cleared_away_is_not_taken_and_can_be_sent_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with serving(tmp_path) as server:
-        with monkeypatch.context() as sweeper:
-            sweeper.setattr(server.context.store, "has", lambda _: False)
-            reply = await upload(server)
-        assert (reply.status, reply.json["code"]) == (503, "storage.unavailable")
-        assert "retry-after" in reply.headers
-        assert states(server) == [BuildState.CANCELLED]
-        assert (await upload(server)).status == 202
-
-
 async def test_an_upload_to_a_store_that_is_away_is_asked_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

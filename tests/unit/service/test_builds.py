@@ -18,6 +18,7 @@ from service.builds.leases import Leases
 from service.builds.run import Builder, BuildRun
 from service.builds.sandbox import Limits, Sandbox
 from service.catalog.catalog import BuildState, Catalog, NewBuild, Version
+from service.catalog.retention import Retention
 from service.errors import CatalogUnavailableError, StoreUnavailableError
 from service.monitoring.spans import SpanWriter
 from service.storage.blobs import address
@@ -140,6 +141,30 @@ def test_repeating_a_phase_and_publishing_changes_nothing(builder: Builder) -> N
         assert run.publish(plan, first["files"], {}) == 1
         assert run.publish(plan, first["files"], {}) == 1
     assert len(published(builder)) == 1
+
+
+def test_what_a_phase_wrote_is_held_until_it_is_named(
+    builder: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep may come at any time, also between the store and the catalog."""
+    retention, seen = Retention(builder.catalog), list[bool]()
+    adopt, finish = FolderStore.adopt, builder.catalog.finish_phase
+
+    def adopt_watched(store: FolderStore, file: Path, digest: str) -> None:
+        seen.append(digest in retention.kept())
+        adopt(store, file, digest)
+
+    def finish_watched(build_id: str, phase: str, **named: Any) -> bool:
+        seen.append(set(named["files"].values()) <= retention.kept())
+        return finish(build_id, phase, **named)
+
+    build_id = accept(builder, "model")
+    monkeypatch.setattr(FolderStore, "adopt", adopt_watched)
+    monkeypatch.setattr(builder.catalog, "finish_phase", finish_watched)
+    with builder.run(build_id) as run:
+        carry_out(run)
+    assert seen == [True] * 8
+    assert retention.kept() <= set(builder.catalog.build(build_id).files.values())
 
 
 def test_phases_are_spans_in_the_trace_that_has_the_build_s_id(builder: Builder) -> None:

@@ -8,8 +8,10 @@ from engines.errors import EngineRefusedError
 from engines.options import BuildOptions
 from service.catalog.catalog import Catalog, NewBuild, Version
 from service.catalog.engine_states import EngineStates
+from service.catalog.holds import Holds
 from service.catalog.records import EngineState
-from service.errors import CancelledBuildError, CatalogUnavailableError, SandboxError
+from service.catalog.retention import Retention
+from service.errors import CancelledBuildError, CatalogUnavailableError, SandboxError, StorageFullError
 from service.serving.engine_exchange import EngineExchange
 from service.storage.folder_store import FolderStore
 
@@ -35,7 +37,8 @@ def states(catalog: Catalog) -> EngineStates:
 
 
 def server(states: EngineStates, tmp_path: Path, name: str, *, shared: bool = True) -> EngineExchange:
-    return EngineExchange(states, FolderStore(tmp_path / "store"), tmp_path / name, shared=shared)
+    store = FolderStore(tmp_path / "store")
+    return EngineExchange(states, Holds(states._catalog), store, tmp_path / name, shared=shared)
 
 
 def compile_into(cache: Path) -> None:
@@ -113,7 +116,7 @@ def test_an_engine_that_is_lost_in_the_store_is_compiled_again(
         compile_into(tmp_path / "a")
         compilation.entries = [ENTRY]
     store = FolderStore(tmp_path / "store")
-    store.delete(states.of("m", 1)[0].files[ENTRY])
+    store.delete([states.of("m", 1)[0].files[ENTRY]])
     with server(states, tmp_path, "b").compilation(version, KEY, never):
         assert not (tmp_path / "b" / ENTRY).exists()
 
@@ -135,3 +138,38 @@ def test_without_a_database_a_server_compiles_for_itself(
     monkeypatch.setattr(states, "hold", away)
     with server(states, tmp_path, "a").compilation(version, KEY, never) as compilation:
         assert not compilation.ours
+
+
+def test_what_is_shared_is_held_until_it_is_named(
+    states: EngineStates, version: Version, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retention, adopt, seen = Retention(states._catalog), FolderStore.adopt, list[bool]()
+
+    def watched(store: FolderStore, file: Path, digest: str) -> None:
+        seen.append(digest in retention.kept())
+        adopt(store, file, digest)
+
+    monkeypatch.setattr(FolderStore, "adopt", watched)
+    with server(states, tmp_path, "a").compilation(version, KEY, never) as compilation:
+        compile_into(tmp_path / "a")
+        compilation.entries = [ENTRY]
+    assert seen == [True]
+    assert retention.kept() == set(states.of("m", 1)[0].files.values())
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_full_disk_or_database_only_costs_others_the_time_to_compile(
+    states: EngineStates, version: Version, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, full: bool
+) -> None:
+    def refuse(*_: object) -> None:
+        raise StorageFullError("no room is left.")
+
+    if full:
+        monkeypatch.setattr(FolderStore, "adopt", refuse)
+    else:
+        monkeypatch.setattr(states._catalog, "turn", refuse)
+    with server(states, tmp_path, "a").compilation(version, KEY, never) as compilation:
+        compile_into(tmp_path / "a")
+        compilation.entries = [ENTRY]
+    monkeypatch.undo()
+    assert states.of("m", 1) == []

@@ -37,7 +37,8 @@ INSERT INTO builds (id, model, fingerprint, options, state, progress, timings, f
 VALUES ('%s', 'm', 'f', '{}', '%s', 0.5, '{}', '{"upload/model.onnx": "sha256:a"}', 2.5)
 """
 INSERT_VERSION = """
-INSERT INTO versions VALUES ('m', 1, 'done', '{"prepared.onnx": "sha256:p"}', '{}', '{"sqnr_db": 41.5}', 3.5)
+INSERT INTO versions (model, number, build_id, files, options, summary, created_at)
+VALUES ('m', 1, 'done', '{"prepared.onnx": "sha256:p"}', '{}', '{"sqnr_db": 41.5}', 3.5)
 """
 
 

@@ -148,8 +148,9 @@ def test_bytes_that_changed_are_noticed_before_the_last_are_given(
 def test_a_missing_blob_is_named(store: BlobStore) -> None:
     digest = stored(store, b"abc")
     assert store.has(digest)
-    store.delete(digest)
-    store.delete(digest)
+    store.delete([digest])
+    store.delete([digest])
+    store.delete([])
     assert not store.has(digest)
     for ask in (store.size_bytes, lambda missing: content(store, missing)):
         with pytest.raises(InvalidArtifactError, match=f"{digest} is missing"):
@@ -160,7 +161,7 @@ def test_a_missing_blob_is_named(store: BlobStore) -> None:
     "digest", ["", "abc", "sha256:../../etc/passwd", "sha256:" + "A" * 64, "md5:" + "a" * 64]
 )
 def test_what_is_no_digest_is_no_address(store: BlobStore, digest: str) -> None:
-    for ask in (store.size_bytes, store.delete, lambda wrong: content(store, wrong)):
+    for ask in (store.size_bytes, lambda wrong: store.delete([wrong]), lambda wrong: content(store, wrong)):
         with pytest.raises(InvalidArtifactError, match="no digest"):
             ask(digest)
 
@@ -179,12 +180,14 @@ def test_storing_a_blob_again_makes_it_young(keeping: Keeping) -> None:
     assert not list(keeping.store.digests(older_than_s=50))
 
 
-def test_only_stale_leftovers_are_removed(store: BlobStore) -> None:
+def test_leftovers_are_told_from_files_that_are_being_written(store: BlobStore) -> None:
     digest = stored(store, b"abc")
-    killed, writing = store.writer(), store.writer()
-    age(leftovers(store)[0], 100)
-    assert store.remove_stale(older_than_s=50) == 1
-    assert len(leftovers(store)) == 1
+    killed = store.writer()
+    [killed_file] = leftovers(store)
+    age(killed_file, 100)
+    writing = store.writer()
+    assert len(leftovers(store)) == 2
+    assert [store.incoming / path.name for path in store.stale(older_than_s=50)] == [killed_file]
     assert content(store, digest) == b"abc"
     killed.discard()
     writing.discard()

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from engines.errors import EngineError, InvalidOptionsError, InvalidSamplesError
-from engines.options import BuildOptions
 from service.builds.acceptance import check_name, new_build
+from service.builds.upload_options import UploadOptions
 from service.builds.uploads import Upload, UploadReader
 from service.errors import BadRequestError, ServiceError, TooLargeError
 from service.storage.folder_store import FolderStore
@@ -53,7 +53,10 @@ def read(
     with UploadReader(store, content_type=content_type, max_bytes=max_bytes) as reader:
         for start in range(0, len(body), step):
             reader.write(body[start : start + step])
-        return reader.finish()
+        upload = reader.finish()
+        assert not list(store.digests(older_than_s=-60))
+        reader.store()
+        return upload
 
 
 @pytest.mark.parametrize("step", [1, 7, 1 << 20])
@@ -64,12 +67,12 @@ def test_parts_are_stored_however_the_body_is_cut(store: FolderStore, step: int)
     upload = read(store, body, step=step)
     assert list(upload.files) == ["upload/model.onnx", "upload/samples-000.npz", "upload/samples-001.npy"]
     assert [store.path(digest).read_bytes() for digest in upload.files.values()] == [MODEL[2], NPZ, NPY]
-    assert upload.options == BuildOptions.parse({"precision": "fp32"})
+    assert upload.options == UploadOptions.parse({"precision": "fp32"})
 
 
 def test_options_may_be_left_out_and_parts_come_in_any_order(store: FolderStore) -> None:
     upload = read(store, multipart(SAMPLES, MODEL))
-    assert upload.options == BuildOptions()
+    assert upload.options == UploadOptions()
     assert store.path(upload.files["upload/model.onnx"]).read_bytes() == MODEL[2]
 
 
@@ -222,7 +225,7 @@ def test_names_that_models_may_not_have(name: str) -> None:
 
 def test_equal_uploads_are_the_same_build_and_others_are_not() -> None:
     def fingerprint(model: str = "m", *, precision: str = "int8", digest: str = "sha256:a") -> str:
-        options = BuildOptions.parse({"precision": precision})
+        options = UploadOptions.parse({"precision": precision})
         return new_build(model, Upload(options=options, files={"upload/model.onnx": digest})).fingerprint
 
     assert fingerprint() == fingerprint()
@@ -232,8 +235,8 @@ def test_equal_uploads_are_the_same_build_and_others_are_not() -> None:
 
 def test_spelled_out_defaults_are_the_same_build() -> None:
     files = {"upload/model.onnx": "sha256:a"}
-    spelled = Upload(options=BuildOptions.parse({"precision": "int8", "promote": True}), files=files)
-    left_out = Upload(options=BuildOptions(), files=files)
+    spelled = Upload(options=UploadOptions.parse({"precision": "int8", "promote": True}), files=files)
+    left_out = Upload(options=UploadOptions(), files=files)
     assert new_build("m", spelled).fingerprint == new_build("m", left_out).fingerprint
 
 

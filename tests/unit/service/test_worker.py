@@ -1,28 +1,9 @@
 import logging
-import os
 import time
-from pathlib import Path
 
 import pytest
 
-from engines.options import BuildOptions
-from service.catalog.catalog import Catalog, NewBuild
-from service.storage.folder_store import FolderStore
-from service.worker import Chore, tidy
-
-
-def test_tidying_keeps_what_is_needed_and_what_is_young(tmp_path: Path) -> None:
-    catalog, store = Catalog(f"sqlite:///{tmp_path / 'catalog.db'}"), FolderStore(tmp_path / "store")
-    needed, unneeded, young = (stored(store, content) for content in (b"needed", b"unneeded", b"young"))
-    for digest in (needed, unneeded):
-        then = time.time() - 7200
-        os.utime(store.path(digest), (then, then))
-    catalog.accept(
-        NewBuild(model="m", fingerprint="f", options=BuildOptions(), files={"upload/model.onnx": needed})
-    )
-    tidy(catalog, store)
-    assert set(store.digests(older_than_s=-60)) == {needed, young}
-    catalog.close()
+from service.worker import Chore
 
 
 def test_a_chore_that_fails_is_noted_and_done_again(caplog: pytest.LogCaptureFixture) -> None:
@@ -47,9 +28,3 @@ def test_a_chore_waits_until_it_is_due() -> None:
     chore.run_if_due()
     chore.run_if_due()
     assert done == [1]
-
-
-def stored(store: FolderStore, content: bytes) -> str:
-    with store.writer() as writer:
-        writer.write(content)
-        return writer.commit()

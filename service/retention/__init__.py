@@ -1,0 +1,1 @@
+"""What octet removes in the course of time, and what it never does."""
