@@ -16,7 +16,7 @@ import yaml
 from service.settings import Settings
 
 CHART = Path(__file__).parents[1] / "k8s" / "octet"
-MANAGED = frozenset({"home", "host", "port", "no_auth", "database_url", "store_url", "worker"})
+MANAGED = frozenset({"home", "host", "port", "no_auth", "admin_key", "database_url", "store_url", "worker"})
 """Fields of the settings that the chart's other values decide."""
 _KEY = re.compile(r"( *)([A-Za-z]+):(?: (.*))?")
 _TABLE = re.compile(r"(?<=<!-- values -->\n).*?(?=<!-- end of values -->)", re.DOTALL)

@@ -11,6 +11,11 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from engines.errors import EngineError
+from service.access.gate import Gate
+from service.access.key_follower import KeyFollower
+from service.access.refusals import Refusals
+from service.access.scopes import Scope as KeyScope
+from service.access.scopes import needed
 from service.builds.sandbox import Limits
 from service.catalog.catalog import Catalog, Version
 from service.catalog.engine_states import EngineStates
@@ -25,7 +30,7 @@ from service.monitoring.metrics import Metrics
 from service.monitoring.observer import Observer
 from service.monitoring.state_metrics import StateCollector
 from service.monitoring.tracing import start_tracing
-from service.openapi import inference_paths
+from service.openapi import describe_keys, inference_paths
 from service.retention.engine_uses import EngineUses
 from service.retention.periodic import PeriodicSweeps
 from service.retention.sweeper import Sweeper
@@ -45,8 +50,9 @@ from service.storage.stores import open_store
 
 
 class OctetApp(FastAPI):
-    """FastAPI, with inference dispatched before it."""
+    """FastAPI, with inference dispatched before it, and the gate before both."""
 
+    gate: Gate
     inference: InferenceHandler
     # Watches every request, where the settings ask for that.
     observer: Observer | None
@@ -62,7 +68,12 @@ class OctetApp(FastAPI):
             await self.observer.observe(self._answer, scope, receive, send)
 
     def _answer(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        address = infer_address(scope["path"])
+        path = scope["path"]
+        address = infer_address(path)
+        try:
+            self.gate.admit(scope, needed(scope["method"], path) if address is None else KeyScope.INFER)
+        except ServiceError as error:
+            return error_response(error)(scope, receive, _naming(request_ids.current(), send))
         if address is not None:
             return self.inference(address, scope, receive, send)
         return super().__call__(scope, receive, _naming(request_ids.current(), send))
@@ -71,6 +82,7 @@ class OctetApp(FastAPI):
         """The schema of all calls, those that FastAPI never sees included."""
         schema = super().openapi()
         schema["paths"].update(inference_paths())
+        describe_keys(schema)
         return schema
 
 
@@ -93,6 +105,7 @@ def create_app(settings: Settings, *, load: Callable[[Version], Loaded] | None =
     measured = Metrics()
     catalog, store = Catalog(settings.catalog_url), open_store(settings)
     measured.registry.register(BuildCollector(catalog))
+    gate, follower = _gate(settings, catalog, measured)
     states = EngineStates(catalog)
     uses = EngineUses(settings.engine_uses_file, settings.engine_cache)
     crashes = CrashLog(settings.crash_file)
@@ -126,7 +139,10 @@ def create_app(settings: Settings, *, load: Callable[[Version], Loaded] | None =
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         loader.clear()
         await deployments.start()
-        chores = [asyncio.create_task(work) for work in (measured.keep_sampling(), usage.keep_noting())]
+        chores = [
+            asyncio.create_task(work)
+            for work in (measured.keep_sampling(), usage.keep_noting(), follower.follow())
+        ]
         if not settings.has_worker:
             # Else the worker does it, where it takes nothing from requests.
             sweeps.start()
@@ -144,8 +160,14 @@ def create_app(settings: Settings, *, load: Callable[[Version], Loaded] | None =
 
     app = OctetApp(title="octet", lifespan=lifespan, docs_url="/docs", redoc_url=None)
     app.state.octet = Context(
-        settings=settings, catalog=catalog, store=store, deployments=deployments, metrics=measured
+        settings=settings,
+        catalog=catalog,
+        store=store,
+        deployments=deployments,
+        metrics=measured,
+        gate=gate,
     )
+    app.gate = gate
     app.observer = Observer.of(settings, spans)
     app.inference = InferenceHandler(deployments=deployments, metrics=measured, settings=settings)
     # Statistics come before the metadata of models, of which one might be called "stats".
@@ -153,6 +175,16 @@ def create_app(settings: Settings, *, load: Callable[[Version], Loaded] | None =
         app.include_router(routes.router)
     _handle_errors(app)
     return app
+
+
+def _gate(settings: Settings, catalog: Catalog, metrics: Metrics) -> tuple[Gate, KeyFollower]:
+    """The gate, which knows the keys that there are, and what keeps it so."""
+    refusals = Refusals()
+    metrics.registry.register(refusals)
+    gate = Gate(settings, refusals)
+    follower = KeyFollower(catalog, gate)
+    follower.begin()
+    return gate, follower
 
 
 def _handle_errors(app: FastAPI) -> None:

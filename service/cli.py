@@ -1,8 +1,6 @@
 """The command `octet`."""
 
-import contextlib
 import os
-from collections.abc import Iterator
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +8,8 @@ from typing import Annotated
 import typer
 
 from engines.options import CalibrationMethod, Effort, Metric, OnMiss, Precision
-from service.errors import ServiceError
+from service.commands import key_options
+from service.commands.environment import Home, ending_errors, tell
 from service.monitoring.logs import configure_logging
 from service.processes import supervisor
 from service.settings import Settings
@@ -21,17 +20,12 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     help="8-bit engines from ONNX, proven and served.",
 )
+app.add_typer(key_options.app, name="keys")
 
 
 @app.callback()
 def octet() -> None:
     """8-bit engines from ONNX, proven and served."""
-
-
-_Home = Annotated[
-    Path | None,
-    typer.Option(help="Folder for everything that is kept; ~/.octet unless OCTET_HOME says else."),
-]
 
 
 @app.command()
@@ -42,10 +36,10 @@ def serve(
     port: Annotated[
         int | None, typer.Option(help="Port to listen on; 8000 unless OCTET_PORT says else.")
     ] = None,
-    home: _Home = None,
+    home: Home = None,
     no_auth: Annotated[
         bool,
-        typer.Option("--no-auth", help="Let whoever reaches the port do everything; needed beyond loopback."),
+        typer.Option("--no-auth", help="Ask nobody for a key: whoever reaches the port may do everything."),
     ] = False,
     worker: Annotated[
         bool | None,
@@ -59,32 +53,32 @@ def serve(
     With a shared database (OCTET_DATABASE_URL) it serves alone, and `octet worker` builds.
     """
     # The environment is how the processes that this starts are told, too.
-    _tell(host=host, port=port, home=home, no_auth=True if no_auth else None, worker=worker)
-    with _start_errors():
+    tell(host=host, port=port, home=home, no_auth=True if no_auth else None, worker=worker)
+    with ending_errors():
         supervisor.serve(_supervisor_settings(), say=typer.echo)
 
 
 @app.command("worker")
-def work(home: _Home = None) -> None:
+def work(home: Home = None) -> None:
     """Builds models for the servers on the same database and store, until Ctrl-C."""
-    _tell(home=home)
-    with _start_errors():
+    tell(home=home)
+    with ending_errors():
         supervisor.work(_supervisor_settings(), say=typer.echo)
 
 
 @app.command()
-def migrate(home: _Home = None) -> None:
+def migrate(home: Home = None) -> None:
     """Brings a database up to this release: once before the servers and workers of it start."""
     from service.commands import migrate as command  # noqa: PLC0415 # SQLAlchemy, which `serve` does without
 
-    _tell(home=home)
-    with _start_errors():
+    tell(home=home)
+    with ending_errors():
         command.run(Settings.load(), say=typer.echo)
 
 
 @app.command()
 def sweep(
-    home: _Home = None,
+    home: Home = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be removed; remove nothing.")
     ] = False,
@@ -92,17 +86,10 @@ def sweep(
     """Removes what has been kept for as long as the settings say. octet does so by itself; it may run meanwhile."""
     from service.commands import sweep as command  # noqa: PLC0415 # as for migrate
 
-    _tell(home=home)
+    tell(home=home)
     configure_logging("sweep")
-    with _start_errors():
+    with ending_errors():
         raise typer.Exit(command.run(Settings.load(), dry_run=dry_run, say=typer.echo))
-
-
-def _tell(**given: object) -> None:
-    """Puts what was said on the command line into the environment, from where all processes have it."""
-    for name, value in given.items():
-        if value is not None:
-            os.environ[f"OCTET_{name.upper()}"] = str(value)
 
 
 def _supervisor_settings() -> Settings:
@@ -110,15 +97,6 @@ def _supervisor_settings() -> Settings:
     settings = Settings.load()
     os.environ["OCTET_HOME"] = str(settings.home)
     return settings
-
-
-@contextlib.contextmanager
-def _start_errors() -> Iterator[None]:
-    try:
-        yield
-    except ServiceError as error:
-        typer.echo(f"octet: {error}", err=True)
-        raise typer.Exit(1) from error
 
 
 _Model = Annotated[Path, typer.Argument(help="The ONNX file.", exists=True, dir_okay=False)]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
+from service.access.gate import Gate
 from service.catalog.catalog import Catalog
 from service.monitoring.metrics import Metrics
 from service.serving.deployments import Deployments
@@ -20,6 +21,7 @@ class Context:
     store: BlobStore
     deployments: Deployments
     metrics: Metrics
+    gate: Gate
 
 
 def context_of(request: Request) -> Context:

@@ -11,6 +11,8 @@ class ServiceError(Exception):
     code: ClassVar[str] = "service.error"
     # Seconds after which trying again makes sense; sent as Retry-After with 429 and 503.
     retry_after_s: int | None = None
+    # What a client is asked for, in the words of RFC 6750; sent as WWW-Authenticate.
+    challenge: str | None = None
 
 
 class BadRequestError(ServiceError):
@@ -89,6 +91,37 @@ class StoppingError(ServiceError):
     retry_after_s = 1
 
 
+class KeyRefusedError(ServiceError):
+    """No API key came with the request, or one that does not count."""
+
+    code = "access.key"
+
+
+class ScopeError(ServiceError):
+    """The key is good, but not for this call."""
+
+    code = "access.scope"
+
+
+class RequestQuotaError(ServiceError):
+    """The key has sent as many requests a second as it may."""
+
+    code = "quota.requests"
+
+
+class BuildQuotaError(ServiceError):
+    """As many builds of the key are going on as may."""
+
+    code = "quota.builds"
+    retry_after_s = 30
+
+
+class BytesQuotaError(ServiceError):
+    """The key's models and builds take as much of the store as they may."""
+
+    code = "quota.bytes"
+
+
 class SandboxError(ServiceError):
     """Native work ended without a result: it crashed, ran too long or took too much memory."""
 
@@ -157,6 +190,12 @@ STATUS: dict[type[Exception], int] = {
     DeadlineError: 504,
     NotReadyError: 503,
     StoppingError: 503,
+    KeyRefusedError: 401,
+    ScopeError: 403,
+    RequestQuotaError: 429,
+    BuildQuotaError: 429,
+    # As WebDAV's quotas have it (RFC 4331): nothing is wrong with the request, and waiting alone does not help.
+    BytesQuotaError: 507,
     SandboxError: 500,
     SandboxCrashError: 500,
     CancelledBuildError: 409,

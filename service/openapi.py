@@ -1,15 +1,20 @@
-"""What OpenAPI says about inference, which is answered before FastAPI could describe it."""
+"""What OpenAPI says beside what FastAPI knows: inference and keys, which are dealt with before it sees a request."""
 
+import re
 from typing import Any
 
+from service.access.scopes import needed
 from service.errors import (
     STATUS,
     BadRequestError,
     ContentCodingError,
     DeadlineError,
+    KeyRefusedError,
     NotFoundError,
     NotReadyError,
     QueueFullError,
+    RequestQuotaError,
+    ScopeError,
     TooLargeError,
 )
 from service.http.compression import CODINGS
@@ -93,6 +98,8 @@ _ERRORS = (
     *(BadRequestError, NotFoundError, TooLargeError, ContentCodingError),
     *(QueueFullError, NotReadyError, DeadlineError),
 )
+_KEY = "key"
+_KEY_ERRORS = (KeyRefusedError, ScopeError, RequestQuotaError)
 _BINARY = {
     "application/octet-stream": {
         "schema": {
@@ -153,8 +160,27 @@ def inference_paths() -> dict[str, Any]:
     }
 
 
+def describe_keys(schema: dict[str, Any]) -> None:
+    """Adds to a whole schema how a key is sent, and to each call which scope it needs and what refuses it."""
+    schema.setdefault("components", {})["securitySchemes"] = {
+        _KEY: {"type": "http", "scheme": "bearer", "bearerFormat": "octet_<id>_<secret>"}
+    }
+    for path, calls in schema["paths"].items():
+        for method, operation in calls.items():
+            scope = needed(method.upper(), re.sub(r"{\w+}", "x", path))
+            # For a scheme without scopes of its own, OpenAPI 3.1 lists the roles that are needed.
+            operation["security"] = [] if scope is None else [{_KEY: [scope.value]}]
+            if scope is not None:
+                for error in _KEY_ERRORS:
+                    operation["responses"].setdefault(str(STATUS[error]), _error(error))
+
+
+def _error(error: type[Exception]) -> dict[str, Any]:
+    return {"description": error.__doc__, **_json(_ERROR)}
+
+
 def _operation(identity: str, summary: str, parameters: list[dict[str, Any]]) -> dict[str, Any]:
-    errors = {str(STATUS[error]): {"description": error.__doc__, **_json(_ERROR)} for error in _ERRORS}
+    errors = {str(STATUS[error]): _error(error) for error in _ERRORS}
     return {
         "tags": ["inference"],
         "operationId": identity,

@@ -27,6 +27,7 @@ from service.http.server import HttpConfig, HttpServer
 from service.monitoring.logs import configure_logging
 from service.processes import listening
 from service.processes.lifeline import end_with_parent
+from service.processes.supervisor import REFUSED
 from service.serving.deployments import Deployments
 from service.settings import Settings
 
@@ -135,7 +136,7 @@ def main() -> None:
     """Serves until a signal.
 
     Raises:
-        StartError: the settings cannot be used.
+        StartError: the settings cannot be used, or others would reach it and there are no keys.
     """
     end_with_parent()
     listeners = listening.handed_over()
@@ -145,6 +146,7 @@ def main() -> None:
     # Says where a fault of a library happened, before the process dies of it.
     faulthandler.enable()
     app = create_app(settings)
+    app.gate.check_start()
     limits = ConnectionLimits(connections=connections_for(raise_open_files()))
     keep_what_is_there()
     Server(configured(app, host=settings.host, port=settings.port, limits=limits), app).run(listeners)
@@ -158,4 +160,5 @@ if __name__ == "__main__":
     try:
         main()
     except StartError as error:
-        sys.exit(f"octet: {error}")
+        sys.stderr.write(f"octet: {error}\n")
+        sys.exit(REFUSED)

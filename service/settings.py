@@ -1,12 +1,13 @@
 """What octet is told by its environment: read once at start, frozen afterwards."""
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
 import pydantic
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.errors import StartError
@@ -16,6 +17,10 @@ from service.processes.processors import processor_budget
 GIB = 1 << 30
 MIB = 1 << 20
 DAY_S = 24 * 3600.0
+_UNREPEATED = ("OCTET_DATABASE_URL", "OCTET_ADMIN_KEY")
+"""Variables that hold secrets."""
+# As RFC 6750 has it, and as long as nobody guesses.
+_ADMIN_KEY = re.compile(r"[A-Za-z0-9._~+/-]{32,}=*")
 _EVERYWHERE = (ipaddress.IPv4Address(0), ipaddress.IPv6Address(0))
 
 
@@ -35,11 +40,14 @@ class Settings(BaseSettings):
     # Whether `octet serve` keeps a worker beside the server. One machine needs it; with a shared database, builds go
     # to `octet worker` on machines of their own unless this says else.
     worker: bool | None = None
-    # Address to listen on. Anything but loopback needs `no_auth`, since there are no keys yet.
+    # Address to listen on. Anything but loopback needs API keys, `admin_key` or `no_auth`.
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
-    # Says that a bind wider than loopback is meant: whoever reaches the port may do everything.
+    # Never asks for API keys: whoever reaches the port may do everything. For networks that keep others out.
     no_auth: bool = False
+    # A key that has all scopes and is in no database: any random text of 32 characters or more. A fleet needs it for
+    # its first start, before `octet keys create` could have made one.
+    admin_key: SecretStr | None = None
     # Largest upload of a build, all its parts together; about the model plus the samples.
     max_upload_bytes: int = Field(default=4 * GIB, ge=1)
     # Largest body of an inference request; about the largest batch as JSON.
@@ -117,6 +125,15 @@ class Settings(BaseSettings):
             raise ValueError("Expected postgresql://user:password@host:port/database")
         return url or None
 
+    @field_validator("admin_key")
+    @classmethod
+    def _unguessed(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is None or not key.get_secret_value():
+            return None
+        if not _ADMIN_KEY.fullmatch(key.get_secret_value()):
+            raise ValueError("Expected 32 or more of the characters A-Z a-z 0-9 . _ ~ + / -")
+        return key
+
     @classmethod
     def load(cls) -> Self:
         """Reads the environment.
@@ -135,8 +152,8 @@ class Settings(BaseSettings):
         """Refuses settings that contradict each other.
 
         Raises:
-            StartError: the bind is wider than loopback and nobody said that this is meant, there are more lanes
-                than threads, or the catalog is shared and the store is not.
+            StartError: there are more lanes than threads, the catalog is shared and the store is not, or a key is
+                given where none will be asked for.
         """
         if self.database_url and not self.store_url:
             raise StartError(
@@ -148,10 +165,10 @@ class Settings(BaseSettings):
                 f"OCTET_LANES is {self.lanes} and there are {self.threads} threads, so batches would wait for each "
                 f"other's processors; set it to {self.threads} or less, or OCTET_THREADS to more."
             )
-        if not self.no_auth and not is_loopback(self.host):
+        if self.no_auth and self.admin_key is not None:
             raise StartError(
-                f"octet would listen on {self.host} without keys, where whoever reaches port {self.port} may "
-                "upload, delete and infer; listen on 127.0.0.1, or say --no-auth (OCTET_NO_AUTH=1)."
+                "OCTET_ADMIN_KEY is set and --no-auth (OCTET_NO_AUTH=1) is said, so nobody would be asked for it; "
+                "keep one of both."
             )
 
     @property
@@ -225,5 +242,5 @@ def _explain(error: pydantic.ValidationError) -> str:
     first = error.errors()[0]
     name = "OCTET_" + "_".join(str(part) for part in first["loc"]).upper()
     expected = f"{first['msg'][0].lower()}{first['msg'][1:]}"
-    seen = "what it is" if name == "OCTET_DATABASE_URL" else repr(first["input"])
+    seen = "what it is" if name in _UNREPEATED else repr(first["input"])
     return f"{name} cannot be {seen}: {expected}. Change or unset the variable and start again."

@@ -22,7 +22,7 @@ from service.monitoring.logs import configure_logging
 from service.monitoring.tracing import start_tracing
 from service.processes.lifeline import end_with_parent
 from service.processes.locks import exclusive
-from service.processes.supervisor import READY
+from service.processes.supervisor import READY, REFUSED
 from service.retention.periodic import PeriodicSweeps
 from service.retention.sweeper import Sweeper
 from service.settings import Settings
@@ -162,4 +162,5 @@ if __name__ == "__main__":
     try:
         main()
     except StartError as error:
-        sys.exit(f"octet: {error}")
+        sys.stderr.write(f"octet: {error}\n")
+        sys.exit(REFUSED)

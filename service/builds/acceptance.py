@@ -3,6 +3,9 @@
 import hashlib
 import json
 import re
+from collections.abc import Callable
+
+from sqlalchemy.orm import Session
 
 from service.builds.uploads import Upload, UploadReader
 from service.catalog import rows
@@ -32,8 +35,10 @@ def check_name(name: str) -> None:
         )
 
 
-def new_build(model: str, upload: Upload, *, hardware: str | None = None) -> NewBuild:
-    """The build that an upload asks for, for this kind of hardware or for any.
+def new_build(
+    model: str, upload: Upload, *, hardware: str | None = None, key_id: str | None = None
+) -> NewBuild:
+    """The build that an upload asks for, for this kind of hardware or for any; `key_id` is whose it is.
 
     What is to become of the samples does not make it another build.
     """
@@ -53,14 +58,22 @@ def new_build(model: str, upload: Upload, *, hardware: str | None = None) -> New
         files=upload.files,
         hardware=hardware,
         samples=upload.options.samples,
+        key_id=key_id,
     )
 
 
-def accept(catalog: Catalog, reader: UploadReader, new: NewBuild, *, force: bool) -> tuple[Build, bool]:
+def accept(
+    catalog: Catalog,
+    reader: UploadReader,
+    new: NewBuild,
+    *,
+    force: bool,
+    check: Callable[[Session], None] = lambda _: None,
+) -> tuple[Build, bool]:
     """Stores a finished upload and records its build.
 
     Without `force`, an equal one that goes on or has a version is returned, and nothing is stored: its samples may
-    have been removed for good.
+    have been removed for good. What `check` raises prevents a new one before anything is stored.
 
     Returns:
         The build, and whether it is a new one.
@@ -70,10 +83,11 @@ def accept(catalog: Catalog, reader: UploadReader, new: NewBuild, *, force: bool
         StorageFullError: no room is left.
         StoreUnavailableError: the store does not answer.
     """
-    if not force:
-        with catalog.turn() as session:
-            if (earlier := rows.reused(session, new)) is not None:
-                return rows.to_build(earlier), False
+    with catalog.turn() as session:
+        if not force and (earlier := rows.reused(session, new)) is not None:
+            return rows.to_build(earlier), False
+        check(session)
     with Holds(catalog).hold(new.files.values()):
         reader.store()
-        return catalog.accept(new, force=force)
+        # Checked again: others may have been faster.
+        return catalog.accept(new, force=force, check=check)

@@ -57,6 +57,8 @@ class Sandbox:
     ) -> None:
         self._limits = limits
         self._environment = {**environment, "OCTET_FILE_BYTES": str(limits.file_bytes)}
+        # What was uploaded runs there, and has nothing to do with who may do what.
+        self._environment.pop("OCTET_ADMIN_KEY", None)
         self._module = module
         self._connection: _Connection | None = None
 

@@ -64,6 +64,8 @@ class Upload:
     options: UploadOptions
     # Workspace name -> digest.
     files: dict[str, str]
+    # Digest -> size.
+    sizes_bytes: dict[str, int]
 
 
 @dataclass(kw_only=True)
@@ -172,7 +174,8 @@ class UploadReader:
             files[f"{UPLOADED_SAMPLES}{number:03}{ending}"] = file.writer.digest
         for file in labels:
             files[UPLOADED_LABELS] = file.writer.digest
-        return Upload(options=options, files=files)
+        sizes_bytes = {writer.digest: writer.bytes_written for writer in self._writers()}
+        return Upload(options=options, files=files, sizes_bytes=sizes_bytes)
 
     def store(self) -> None:
         """Makes a finished upload durable.

@@ -3,7 +3,7 @@
 import contextlib
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -56,8 +56,12 @@ class Catalog:
         """Closes the connections. Idempotent."""
         self._engine.dispose()
 
-    def accept(self, new: NewBuild, *, force: bool = False) -> tuple[Build, bool]:
+    def accept(
+        self, new: NewBuild, *, force: bool = False, check: Callable[[Session], None] = lambda _: None
+    ) -> tuple[Build, bool]:
         """Records a build as queued. Without `force`, an equal one that goes on or has a version is returned.
+
+        `check` is called before a new one is recorded, in the same transaction; what it raises prevents it.
 
         Returns:
             The build, and whether it is a new one.
@@ -66,12 +70,14 @@ class Catalog:
             earlier = None if force else rows.reused(session, new)
             if earlier is not None:
                 return rows.to_build(earlier), False
+            check(session)
             row = BuildRow(
                 id=uuid.uuid4().hex,
                 model=new.model,
                 fingerprint=new.fingerprint,
                 options=new.options.model_dump(mode="json"),
                 hardware=new.hardware,
+                key_id=new.key_id,
                 state=BuildState.QUEUED,
                 phase=None,
                 progress=0.0,
@@ -235,7 +241,7 @@ class Catalog:
             return None if row is None else dict(row.summary)
 
     def revision(self) -> int:
-        """A number that changes whenever a published version or a default does; cheap to ask for."""
+        """A number that changes whenever a published version, a default or a key does; cheap to ask for."""
         with self.look() as session:
             return session.scalars(sa.select(RevisionRow.value)).one()
 

@@ -68,6 +68,8 @@ class Build:
     samples: Samples
     # When the samples were removed; None while they are kept.
     samples_removed_at: float | None
+    # The API key that it was uploaded with; None where none was asked for.
+    key_id: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,8 @@ class NewBuild:
     # The kind of hardware to build it on: that of the server which took it. Any kind where None.
     hardware: str | None = None
     samples: Samples = Samples.KEEP
+    # The API key that it was uploaded with.
+    key_id: str | None = None
 
 
 class EngineState(enum.StrEnum):

@@ -151,6 +151,7 @@ def to_build(row: BuildRow) -> Build:
         finished_at=row.finished_at,
         samples=Samples(row.samples or Samples.KEEP),
         samples_removed_at=row.samples_removed_at,
+        key_id=row.key_id,
     )
 
 

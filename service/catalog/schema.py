@@ -87,6 +87,8 @@ class BuildRow(Base):
     samples: Mapped[str | None]
     # When the samples were removed.
     samples_removed_at: Mapped[float | None]
+    # The API key that it was uploaded with; null where none was asked for.
+    key_id: Mapped[str | None] = mapped_column(index=True)
 
 
 class VersionRow(Base):
@@ -161,8 +163,29 @@ class SweepRow(Base):
     begun_at: Mapped[float]
 
 
+class KeyRow(Base):
+    """An API key; what it opens with is not here."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    # Divided by spaces.
+    scopes: Mapped[str]
+    # SHA-256 of the key, in hexadecimal.
+    digest: Mapped[str]
+    created_at: Mapped[float]
+    # Null is never.
+    expires_at: Mapped[float | None]
+    revoked_at: Mapped[float | None]
+    # Null is no limit.
+    requests_per_s: Mapped[float | None]
+    max_builds: Mapped[int | None]
+    max_bytes: Mapped[int | None] = mapped_column(sa.BigInteger)
+
+
 class RevisionRow(Base):
-    """One row that counts the changes to published versions and defaults."""
+    """One row that counts the changes to published versions, defaults and keys."""
 
     __tablename__ = "revision"
 

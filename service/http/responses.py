@@ -47,11 +47,16 @@ def retry_after_s(error: Exception) -> int | None:
     return getattr(error, "retry_after_s", None) or 2
 
 
+def error_headers(error: Exception) -> dict[str, str]:
+    """What the headers of an error say beside its body."""
+    after_s, challenge = retry_after_s(error), getattr(error, "challenge", None)
+    said = {"Retry-After": after_s, "WWW-Authenticate": challenge}
+    return {name: str(value) for name, value in said.items() if value is not None}
+
+
 def error_response(error: Exception) -> Response:
     """An error as FastAPI's routes answer it."""
-    after_s = retry_after_s(error)
-    headers = {} if after_s is None else {"Retry-After": str(after_s)}
-    return Response(body_of(error), status_of(error), headers, JSON)
+    return Response(body_of(error), status_of(error), error_headers(error), JSON)
 
 
 def framework_response(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:

@@ -21,8 +21,10 @@ from service.monitoring import request_ids
 
 _CONCERNED = ("request_id", "request_ids", "model", "version", "build", "phase")
 _ANSWER = ("method", "path", "status", "duration_ms", "answer_bytes")
-FIELDS = (*_CONCERNED, *_ANSWER)
-"""What a message may say beside its text: whom it concerns and, in the access log, what was answered."""
+_AUDIT = ("action", "outcome", "key", "key_name", "client", "subject")
+FIELDS = (*_CONCERNED, *_ANSWER, *_AUDIT)
+"""What a message may say beside its text: whom it concerns, in the access log what was answered, and in the trail of
+changes what was changed, by whom and what came of it."""
 
 # A password inside of a URL, which libraries like to quote when they cannot connect.
 _PASSWORD = re.compile(r"(://[^/\s:@]*:)[^/\s@]+(?=@)")
@@ -40,7 +42,8 @@ def configure_logging(role: str, stream: TextIO | None = None) -> None:
     handler.setFormatter(TextFormatter(role) if stream.isatty() else JsonFormatter(role))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
-    logging.getLogger("service").setLevel(logging.INFO)
+    for ours in ("service", "octet"):
+        logging.getLogger(ours).setLevel(logging.INFO)
     logging.getLogger("__main__").setLevel(logging.INFO)
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
@@ -82,7 +85,7 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The line for a message, with whom it concerns behind it."""
         message = _redacted(record.getMessage()).translate(_CONTROL)
-        concerned = "".join(f" {name}={value}" for name, value in _fields(record).items())
+        concerned = "".join(f" {name}={value}" for name, value in _fields(record).items()).translate(_CONTROL)
         line = f"{_time(record)} octet-{self._role} {record.levelname} {message}{concerned}"
         exception = _exception(record)
         return line if exception is None else f"{line}\n{exception}"

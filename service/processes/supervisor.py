@@ -34,6 +34,8 @@ _LONGEST_PAUSE_S = 10.0
 _HEALTHY_S = 10.0
 _MOST_DEATHS_AT_START = 3
 _GRACE_S = 25.0
+REFUSED = os.EX_CONFIG
+"""Exit status of a child that cannot start as it was told to, and has said why: trying again would not help."""
 READY = "worker.ready"
 """A file under the home that is there once the worker takes builds."""
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -132,13 +134,21 @@ class _Keeper:
         self._start_at = 0.0
         self._started_at = 0.0
 
-    def tend(self) -> None:
-        """Starts the child if it is not there and its pause is over."""
+    def tend(self, *, starting: bool) -> None:
+        """Starts the child if it is not there and its pause is over.
+
+        Raises:
+            StartError: octet is still `starting`, and the child has said that it cannot start as it was told to.
+        """
         now = time.monotonic()
         if self.process is not None and (status := self.process.poll()) is not None:
             self.process.kill()
             self.process = None
             self.last_cause = _cause(status)
+            if starting and status == REFUSED:
+                raise StartError(
+                    f"the {self.role.name} cannot start as it was told to; its message above says why."
+                )
             early = now - self._started_at < _HEALTHY_S
             self.early_deaths = self.early_deaths + 1 if early else 0
             pause_s = min(_FIRST_PAUSE_S * 2**self.early_deaths, _LONGEST_PAUSE_S) if early else 0.0
@@ -221,7 +231,7 @@ def _watch(keepers: Sequence[_Keeper], ready: _Ready, signals: _Signals) -> None
     was_ready = False
     while not signals.stops:
         for keeper in keepers:
-            keeper.tend()
+            keeper.tend(starting=not was_ready)
             if not was_ready and keeper.early_deaths >= _MOST_DEATHS_AT_START:
                 raise StartError(
                     f"the {keeper.role.name} ended {keeper.early_deaths} times in a row before octet was ready, "

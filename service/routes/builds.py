@@ -13,12 +13,15 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 
 from engines.errors import EngineError
+from service.access.audit import UNCHANGED, Action, audited
+from service.access.caller import Caller, caller_of
+from service.access.quotas import UploadQuota
 from service.builds.acceptance import accept, check_name, new_build
 from service.builds.upload_options import shown as shown_options
 from service.builds.uploads import UploadReader, check_size
 from service.catalog.catalog import Build, BuildState
 from service.context import Context
-from service.errors import BadRequestError, ServiceError
+from service.errors import BadRequestError, ScopeError, ServiceError
 from service.http.responses import json_response
 from service.processes.hardware import local_hardware
 
@@ -42,8 +45,12 @@ async def create_build(request: Request, name: str, force: Annotated[bool, Query
     `?force=true` builds again what was built already.
     """
     context = _context(request)
-    check_name(name)
-    build, is_new = await _receive(request, context, name, force=force)
+    with audited(request, Action.UPLOAD, model=name) as change:
+        check_name(name)
+        build, is_new = await _receive(request, context, name, force=force)
+        change.build = build.id
+        if not is_new:
+            change.outcome = UNCHANGED
     response = json_response(await _shown(context, build), HTTPStatus.ACCEPTED if is_new else HTTPStatus.OK)
     response.headers["Location"] = f"/v1/builds/{build.id}"
     return response
@@ -74,15 +81,27 @@ async def follow_build(request: Request, build_id: str) -> Response:
     context = _context(request)
     build = await asyncio.to_thread(context.catalog.build, build_id)
     return StreamingResponse(
-        _events(context, build), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+        _events(context, build, caller_of(request.scope)),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store"},
     )
 
 
 @router.delete("/builds/{build_id}")
 async def cancel_build(request: Request, build_id: str) -> Response:
-    """Calls a build off; native work for it stops within two seconds."""
-    context = _context(request)
-    return json_response(await _shown(context, await asyncio.to_thread(context.catalog.cancel, build_id)))
+    """Calls a build off; native work for it stops within two seconds. Keys without the scope admin cancel their own."""
+    context, caller = _context(request), caller_of(request.scope)
+    with audited(request, Action.CANCEL) as change:
+        change.build = build_id
+        build = await asyncio.to_thread(context.catalog.build, build_id)
+        change.model = build.model
+        if not caller.is_admin and build.key_id != caller.key_id:
+            raise ScopeError(
+                f"build {build_id} was not uploaded with key {caller.key_id} ({caller.name}); to cancel it, "
+                "send the key that it was uploaded with, or one with the scope admin."
+            )
+        cancelled = await asyncio.to_thread(context.catalog.cancel, build_id)
+    return json_response(await _shown(context, cancelled))
 
 
 def _context(request: Request) -> Context:
@@ -106,8 +125,13 @@ async def _receive(request: Request, context: Context, model: str, *, force: boo
             async for block in _blocks(stream):
                 await asyncio.to_thread(reader.write, block)
             upload = await asyncio.to_thread(reader.finish)
-            new = new_build(model, upload, hardware=await asyncio.to_thread(local_hardware))
-            return await asyncio.to_thread(accept, context.catalog, reader, new, force=force)
+            caller, hardware = caller_of(request.scope), await asyncio.to_thread(local_hardware)
+            new = new_build(model, upload, hardware=hardware, key_id=caller.key_id)
+            quota = UploadQuota(caller, upload.sizes_bytes, context.store.size_bytes)
+            await asyncio.to_thread(quota.prepare, context.catalog)
+            return await asyncio.to_thread(
+                accept, context.catalog, reader, new, force=force, check=quota.check
+            )
     except ClientDisconnect as error:
         raise BadRequestError("the client went away in the middle of the upload; send it again.") from error
     except (ServiceError, EngineError):
@@ -149,6 +173,7 @@ async def _shown(context: Context, build: Build) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "id": build.id,
         "model": build.model,
+        "key": build.key_id,
         "state": build.state,
         "phase": build.phase,
         "progress": round(build.progress, 4),
@@ -167,7 +192,7 @@ async def _shown(context: Context, build: Build) -> dict[str, Any]:
     return shown
 
 
-async def _events(context: Context, build: Build) -> AsyncIterator[bytes]:
+async def _events(context: Context, build: Build, caller: Caller) -> AsyncIterator[bytes]:
     last: dict[str, Any] | None = None
     heard_at = time.monotonic()
     while True:
@@ -182,4 +207,6 @@ async def _events(context: Context, build: Build) -> AsyncIterator[bytes]:
         if build.state.ended or context.deployments.retiring:
             return
         await asyncio.sleep(_EVENTS_POLL_S)
+        if not context.gate.still_admits(caller):
+            return
         build = await asyncio.to_thread(context.catalog.build, build.id)

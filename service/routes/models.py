@@ -13,6 +13,7 @@ from engines import workspace
 from engines.model.external_weights import moved, weights_path
 from engines.reports.page.page import CONTENT_SECURITY_POLICY, render
 from engines.reports.report import Report
+from service.access.audit import Action, audited
 from service.catalog.catalog import Version
 from service.catalog.engine_states import EngineStates
 from service.context import Context
@@ -126,26 +127,30 @@ async def get_artifact_weights(request: Request, name: str, version: str) -> Res
 async def set_default(request: Request, name: str, body: Annotated[Any, Body()] = None) -> Response:
     """Makes a version the one that answers where none is named: `{"version": 2}`."""
     context = _context(request)
-    number = body.get("version") if isinstance(body, dict) else None
-    if type(number) is not int:
-        raise BadRequestError(
-            f'the body is {str(body)[:80]}; send the number of a version: {{"version": 2}}.'
-        )
-    return json_response(
-        _version(context, await asyncio.to_thread(context.catalog.set_default, name, number))
-    )
+    with audited(request, Action.DEFAULT, model=name) as change:
+        number = body.get("version") if isinstance(body, dict) else None
+        if type(number) is not int:
+            raise BadRequestError(
+                f'the body is {str(body)[:80]}; send the number of a version: {{"version": 2}}.'
+            )
+        change.version = number
+        version = await asyncio.to_thread(context.catalog.set_default, name, number)
+    return json_response(_version(context, version))
 
 
 @router.delete("/{name}", status_code=HTTPStatus.NO_CONTENT)
 async def delete_model(request: Request, name: str) -> None:
     """Removes a model with all its versions; its unfinished builds are cancelled."""
-    await asyncio.to_thread(_context(request).catalog.delete_model, name)
+    with audited(request, Action.DELETE_MODEL, model=name):
+        await asyncio.to_thread(_context(request).catalog.delete_model, name)
 
 
 @router.delete("/{name}/versions/{version}", status_code=HTTPStatus.NO_CONTENT)
 async def delete_version(request: Request, name: str, version: str) -> None:
     """Removes a version; servers unload it."""
-    await asyncio.to_thread(_context(request).catalog.delete_version, name, _number(version))
+    with audited(request, Action.DELETE_VERSION, model=name) as change:
+        change.version = _number(version)
+        await asyncio.to_thread(_context(request).catalog.delete_version, name, change.version)
 
 
 def _context(request: Request) -> Context:

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, Request, Response
 
+from service.access.audit import Action, audited
 from service.batching.queue import DepartedError
 from service.context import context_of
 from service.errors import BadRequestError
@@ -56,21 +57,23 @@ async def index(request: Request) -> Response:
 @router.post("/models/{name}/load")
 async def load(request: Request, name: str) -> Response:
     """Brings a published model into memory, out of quarantine too, and answers once its default version does."""
-    parameters = _object((await _asked(request)).get("parameters"))
-    if parameters:
-        raise BadRequestError(
-            f"loading takes no parameters, and {shown(sorted(parameters))} came; "
-            "octet builds models from POST /v1/models/{name}/builds, with their options."
-        )
-    await context_of(request).deployments.bring_back(name)
+    with audited(request, Action.LOAD, model=name):
+        parameters = _object((await _asked(request)).get("parameters"))
+        if parameters:
+            raise BadRequestError(
+                f"loading takes no parameters, and {shown(sorted(parameters))} came; "
+                "octet builds models from POST /v1/models/{name}/builds, with their options."
+            )
+        await context_of(request).deployments.bring_back(name)
     return json_response({})
 
 
 @router.post("/models/{name}/unload")
 async def unload(request: Request, name: str) -> Response:
     """Takes a model out of memory until it is loaded again or the server starts anew; it stays published."""
-    await _asked(request)
-    context_of(request).deployments.put_away(name)
+    with audited(request, Action.UNLOAD, model=name):
+        await _asked(request)
+        context_of(request).deployments.put_away(name)
     return json_response({})
 
 

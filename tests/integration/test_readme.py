@@ -16,7 +16,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PRINTED_ADDRESS = "http://127.0.0.1:8000"
 CURL = re.compile(r"^curl (?:.*\\\n)*.*", re.MULTILINE)
 COMMANDS = CURL.findall("\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)))
-UPLOAD, LIST, INFER, UPLOAD_WITH_OPTIONS = range(4)
+UPLOAD, LIST, INFER, UPLOAD_WITH_OPTIONS, WITH_A_KEY = range(5)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def typed(octet: Octet, number: int) -> dict[str, object]:
 
 
 def test_every_command_is_known_here() -> None:
-    assert len(COMMANDS) == 4
+    assert len(COMMANDS) == 5
     assert all(PRINTED_ADDRESS in command for command in COMMANDS)
 
 

@@ -316,7 +316,9 @@ async def test_openapi_describes_inference_too(tmp_path: Path) -> None:
         schema = (await server.ask("GET", "/openapi.json")).json
         for path in ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"):
             operation = schema["paths"][path]["post"]
-            assert set(operation["responses"]) == {"200", "400", "404", "413", "415", "429", "503", "504"}
+            assert set(operation["responses"]) == {
+                *("200", "400", "401", "403", "404", "413", "415", "429", "503", "504")
+            }
             assert set(operation["requestBody"]["content"]) == {
                 "application/json",
                 "application/octet-stream",

@@ -61,13 +61,31 @@ def test_more_lanes_than_threads_are_refused(monkeypatch: pytest.MonkeyPatch) ->
         Settings.load()
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.5", "octet.example"])
-def test_a_wide_bind_needs_no_auth_to_be_said(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
-    monkeypatch.setenv("OCTET_HOST", host)
-    with pytest.raises(StartError, match=rf"would listen on {host} without keys.*--no-auth"):
+@pytest.mark.parametrize("key", ["short", "a" * 31, "a" * 40 + " ", "ä" * 40, "a" * 31 + "="])
+def test_an_admin_key_that_could_be_guessed_or_not_be_sent_is_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("OCTET_ADMIN_KEY", key)
+    with pytest.raises(StartError, match=r"^OCTET_ADMIN_KEY cannot be what it is: .*32 or more") as caught:
         Settings.load()
+    assert key not in str(caught.value)
+
+
+def test_an_admin_key_is_shown_in_no_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCTET_ADMIN_KEY", "a" * 32)
+    settings = Settings.load()
+    assert "a" * 32 not in repr(settings)
+    assert settings.admin_key is not None
+    assert settings.admin_key.get_secret_value() == "a" * 32
+    monkeypatch.setenv("OCTET_ADMIN_KEY", "")
+    assert Settings.load().admin_key is None
+
+
+def test_a_key_for_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCTET_ADMIN_KEY", "a" * 32)
     monkeypatch.setenv("OCTET_NO_AUTH", "1")
-    assert Settings.load().host == host
+    with pytest.raises(StartError, match="nobody would be asked for it; keep one of both"):
+        Settings.load()
 
 
 @pytest.mark.parametrize(

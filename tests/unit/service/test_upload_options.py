@@ -38,6 +38,9 @@ def test_builds_show_it_beside_the_options() -> None:
 
 
 def test_uploads_that_differ_in_it_alone_are_the_same_build() -> None:
-    keep, delete = (new_build("m", Upload(options=UploadOptions(samples=wish), files={})) for wish in Samples)
+    keep, delete = (
+        new_build("m", Upload(options=UploadOptions(samples=wish), files={}, sizes_bytes={}))
+        for wish in Samples
+    )
     assert keep.fingerprint == delete.fingerprint
     assert (keep.samples, delete.samples) == (Samples.KEEP, Samples.DELETE)

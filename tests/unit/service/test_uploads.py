@@ -226,7 +226,9 @@ def test_names_that_models_may_not_have(name: str) -> None:
 def test_equal_uploads_are_the_same_build_and_others_are_not() -> None:
     def fingerprint(model: str = "m", *, precision: str = "int8", digest: str = "sha256:a") -> str:
         options = UploadOptions.parse({"precision": precision})
-        return new_build(model, Upload(options=options, files={"upload/model.onnx": digest})).fingerprint
+        return new_build(
+            model, Upload(options=options, files={"upload/model.onnx": digest}, sizes_bytes={})
+        ).fingerprint
 
     assert fingerprint() == fingerprint()
     others = [fingerprint("n"), fingerprint(precision="fp32"), fingerprint(digest="sha256:b")]
@@ -235,8 +237,10 @@ def test_equal_uploads_are_the_same_build_and_others_are_not() -> None:
 
 def test_spelled_out_defaults_are_the_same_build() -> None:
     files = {"upload/model.onnx": "sha256:a"}
-    spelled = Upload(options=UploadOptions.parse({"precision": "int8", "promote": True}), files=files)
-    left_out = Upload(options=UploadOptions(), files=files)
+    spelled = Upload(
+        options=UploadOptions.parse({"precision": "int8", "promote": True}), files=files, sizes_bytes={}
+    )
+    left_out = Upload(options=UploadOptions(), files=files, sizes_bytes={})
     assert new_build("m", spelled).fingerprint == new_build("m", left_out).fingerprint
 
 
