@@ -160,15 +160,17 @@ async def test_builds_have_owners_who_may_cancel_them_and_quotas(tmp_path: Path)
     async with guarded(tmp_path) as (server, keys):
         one, other = added(server, Scope.BUILD, max_builds=1), added(server, Scope.BUILD, max_bytes=1)
         await knows(server)
+        over = await upload(server, other)
+        assert (over.status, over.json["code"]) == (507, "quota.bytes")
+        assert list(server.context.store.digests(older_than_s=-60)) == [], "nothing of it was stored"
         build = (await upload(server, one)).json
+        assert len(list(server.context.store.digests(older_than_s=-60))) == 2
         [key] = [key for key in KeyRecords(server.context.catalog).all() if key.quotas.max_builds == 1]
         assert build["key"] == key.id
         full = await upload(server, one, "another")
         assert (full.status, full.json["code"]) == (429, "quota.builds")
         assert int(full.headers["retry-after"]) >= 1
         assert (await upload(server, one)).status == 200
-        over = await upload(server, other, "another")
-        assert (over.status, over.json["code"]) == (507, "quota.bytes")
         path = f"/v1/builds/{build['id']}"
         refused = await server.ask("DELETE", path, headers=keys[Scope.BUILD])
         assert (refused.status, refused.json["code"]) == (403, "access.scope")
