@@ -55,6 +55,8 @@ class Engine(ABC):
     # Whether it computes on a GPU: it leaves the processors to others, and gains by running two batches at once, from
     # as many threads, because the copies of one go on beside the computing of the other.
     on_gpu: bool = False
+    # Whether slots of all shapes lie in the same memory, so that many batch sizes take no more of it than one.
+    shares_buffers: bool = False
     # None where the runtime does not tell.
     layers: EngineLayers | None = None
 

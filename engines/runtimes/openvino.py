@@ -23,13 +23,13 @@ from engines.model.signature import input_specs, output_specs
 from engines.model.tensors import Array, TensorSpec
 from engines.options import Precision
 from engines.quantization.unsigned import refine_unsigned
-from engines.runtimes.base import Engine, Runtime, Slot
-from engines.runtimes.buffers import aligned, check_int32
+from engines.runtimes.base import Engine, Runtime
+from engines.runtimes.buffers import check_int32
 from engines.runtimes.engine_cache import EngineCache
 from engines.runtimes.held_quantizers import hold_quantizers
 from engines.runtimes.openvino_messages import explain, translated
 from engines.runtimes.saturation import saturation_probe
-from engines.runtimes.slots import PooledEngine
+from engines.runtimes.shared_buffers import PlacedSlot, SharedBuffersEngine
 
 # `import openvino` imports its model converter, which reports that to Intel unless the user once opted out.
 # octet needs no converter and reports nothing to anyone: empty modules take the places of both.
@@ -129,7 +129,7 @@ def as_compiled(model: Path) -> bytes:
     return served
 
 
-class _OpenVINOEngine(PooledEngine):
+class _OpenVINOEngine(SharedBuffersEngine):
     def __init__(
         self,
         program: "_Program",
@@ -149,13 +149,13 @@ class _OpenVINOEngine(PooledEngine):
         # So that what cannot be compiled is found now. Free dimensions beside the batch may not take a 1.
         self._compile({} if any(None in spec.item_shape for spec in inputs) else shapes)
 
-    def _new_slot(self, shapes: Mapping[str, tuple[int, ...]]) -> Slot:
+    def _new_slot(self, buffers: Mapping[str, Array]) -> PlacedSlot:
+        shapes = {name: buffer.shape for name, buffer in buffers.items()}
         try:
             self._program.check(shapes)
             compiled = self._compile(shapes)
         except CompileError as error:
             raise EngineRunError(f"OpenVINO cannot run this batch: {error}") from error
-        buffers = {spec.name: aligned(shapes[spec.name], spec.dtype) for spec in self.inputs}
         request = compiled.create_infer_request()
         ports = _positions(compiled.inputs)
         for name, buffer in buffers.items():
@@ -243,9 +243,9 @@ class _Program:
         self._model = None
 
 
-class _OpenVINOSlot:
+class _OpenVINOSlot(PlacedSlot):
     def __init__(self, request: Any, inputs: Mapping[str, Array], outputs: Mapping[str, int]) -> None:
-        self.inputs = inputs
+        super().__init__(inputs)
         self._request = request
         self._outputs = outputs
         self._wide = {name: array for name, array in inputs.items() if array.dtype in _COMPUTED_AS_INT32}

@@ -11,7 +11,8 @@ from service.batching.queue import ItemShapes
 
 # Every size up to this one; above, four sizes to a doubling: engines keep a limited number of buffers.
 _EXACT_ROWS = 32
-# Input buffers of all batch sizes together; where they would take more, only powers of two are run.
+# Input buffers of all batch sizes together, where each has its own; where they would take more, only powers of two
+# are run.
 _BUFFER_BYTES = 256 << 20
 # Rows shorter than a sixteenth of the longest, or than this, are padded to that.
 _SHORTEST = 16
@@ -61,17 +62,20 @@ def with_length(item_shape: tuple[int, ...], axis: int | None, length: int) -> t
     return item_shape if axis is None else (*item_shape[: axis - 1], length, *item_shape[axis:])
 
 
-def batch_sizes(inputs: tuple[TensorSpec, ...], max_rows: int, *, few: bool = False) -> tuple[int, ...]:
+def batch_sizes(
+    inputs: tuple[TensorSpec, ...], max_rows: int, *, few: bool = False, shared: bool = False
+) -> tuple[int, ...]:
     """The batch sizes to run, rising, up to `max_rows`; the one that the model insists on where it does.
 
-    `few` is for models that run each of them in many lengths.
+    `few` is for models that run each of them in many lengths, `shared` for engines whose batches of all sizes lie in
+    the same memory.
     """
     fixed = next((spec.fixed_rows for spec in inputs if spec.fixed_rows is not None), None)
     if fixed is not None:
         return (fixed,)
     exact = 2 if few else _EXACT_ROWS
     sizes = {*range(1, min(max_rows, exact) + 1), max_rows, *_steps(exact, max_rows, 2 if few else 4)}
-    if sum(sizes) * _row_bytes(inputs) > _BUFFER_BYTES:
+    if not shared and sum(sizes) * _row_bytes(inputs) > _BUFFER_BYTES:
         sizes = {max_rows, *(1 << power for power in range(max_rows.bit_length()))}
     return tuple(sorted(sizes))
 

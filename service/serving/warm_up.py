@@ -44,7 +44,7 @@ def warm_up(
     """
     if padding is not None:
         return _warm_lengths(engine, limits, padding, LENGTHS_WARM_UP_S if budget_s is None else budget_s)
-    sizes = batch_sizes(engine.inputs, limits.max_batch_rows)
+    sizes = batch_sizes(engine.inputs, limits.max_batch_rows, shared=engine.shares_buffers)
     if any(size is None for spec in engine.inputs for size in spec.item_shape):
         return BatchRules(batchable=batchable, sizes=sizes)
     sizes = worth_running(sizes, gains)
@@ -66,7 +66,7 @@ def _warm_lengths(engine: Engine, limits: Batching, padding: Padding, budget_s: 
     long as the engine serves.
     """
     until_s = time.monotonic() + budget_s
-    sizes = batch_sizes(engine.inputs, limits.max_batch_rows, few=True)
+    sizes = batch_sizes(engine.inputs, limits.max_batch_rows, few=True, shared=engine.shares_buffers)
     lengths = row_lengths(padding.longest)
     warm = []
     always = sum(length & (length - 1) == 0 or length == lengths[-1] for length in lengths)

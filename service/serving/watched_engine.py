@@ -16,6 +16,7 @@ class WatchedEngine(Engine):
         self.inputs = engine.inputs
         self.outputs = engine.outputs
         self.on_gpu = engine.on_gpu
+        self.shares_buffers = engine.shares_buffers
         # When a batch last ended, on time.monotonic.
         self.used_s = time.monotonic()
         self._engine = engine

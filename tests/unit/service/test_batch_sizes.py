@@ -36,6 +36,10 @@ def test_sizes_are_fewer_where_their_buffers_would_fill_the_memory() -> None:
     assert batch_sizes(inputs(3, 640, 640), 24) == (1, 2, 4, 8, 16, 24)
 
 
+def test_every_size_is_run_where_all_lie_in_the_same_memory() -> None:
+    assert batch_sizes(inputs(3, 640, 640), 24, shared=True) == tuple(range(1, 25))
+
+
 def test_a_fixed_batch_is_the_only_size() -> None:
     assert batch_sizes(inputs(2, rows=7), 32) == (7,)
 
