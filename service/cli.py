@@ -1,5 +1,6 @@
 """The command `octet`."""
 
+import contextlib
 import os
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -55,7 +56,7 @@ def serve(
     # The environment is how the processes that this starts are told, too.
     tell(host=host, port=port, home=home, no_auth=True if no_auth else None, worker=worker)
     with ending_errors():
-        supervisor.serve(_supervisor_settings(), say=typer.echo)
+        supervisor.serve(_supervisor_settings(), say=_say)
 
 
 @app.command("worker")
@@ -63,7 +64,7 @@ def work(home: Home = None) -> None:
     """Builds models for the servers on the same database and store, until Ctrl-C."""
     tell(home=home)
     with ending_errors():
-        supervisor.work(_supervisor_settings(), say=typer.echo)
+        supervisor.work(_supervisor_settings(), say=_say)
 
 
 @app.command()
@@ -90,6 +91,12 @@ def sweep(
     configure_logging("sweep")
     with ending_errors():
         raise typer.Exit(command.run(Settings.load(), dry_run=dry_run, say=typer.echo))
+
+
+def _say(line: str) -> None:
+    """Says something to people who may look; a log on a full disk must not end what goes on."""
+    with contextlib.suppress(OSError):
+        typer.echo(line)
 
 
 def _supervisor_settings() -> Settings:

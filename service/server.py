@@ -21,7 +21,8 @@ from types import FrameType
 
 from engines.runtimes.selection import describe_runtime
 from service.app import OctetApp, create_app
-from service.errors import StartError
+from service.builds.patience import patiently
+from service.errors import StartError, StorageFullError
 from service.http.limits import ConnectionLimits
 from service.http.server import HttpConfig, HttpServer
 from service.monitoring.logs import configure_logging
@@ -145,14 +146,16 @@ def main() -> None:
     logger.info("%s", describe_runtime())
     # Says where a fault of a library happened, before the process dies of it.
     faulthandler.enable()
-    app = create_app(settings)
+    # Until there is room for it: ending would only mean to be started again, with nobody to serve either way.
+    app = patiently(lambda: create_app(settings), waits_for=(StorageFullError,))
     app.gate.check_start()
     limits = ConnectionLimits(connections=connections_for(raise_open_files()))
     keep_what_is_there()
     Server(configured(app, host=settings.host, port=settings.port, limits=limits), app).run(listeners)
     # A library that is compiling a model cannot be stopped, nor can the interpreter end in order beside it.
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(0)
 
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from service.builds.heartbeat import Heartbeat
 from service.builds.leases import Leases, worker_name
-from service.builds.patience import patiently
+from service.builds.patience import AWAY_OR_FULL, patiently
 from service.builds.run import Builder
 from service.builds.sandbox import Limits, Sandbox
 from service.builds.workflow import STEPS, BuildQueue
@@ -25,7 +25,8 @@ from service.processes.locks import exclusive
 from service.processes.supervisor import READY, REFUSED
 from service.retention.periodic import PeriodicSweeps
 from service.retention.sweeper import Sweeper
-from service.settings import Settings
+from service.settings import MIB, Settings
+from service.storage.disk_space import check_room
 from service.storage.stores import open_store
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,10 @@ _SHARED_SWEEP_S = 1.0
 """Every worker asks the same database."""
 _TAKE_BACK_S = 2.0
 _GIVE_UP_S = 5.0
+_AFTER_FAILURE_S = 5.0
+"""What fails may fail for long: the log is not filled with it."""
+_LEAST_ROOM_BYTES = 4 * MIB
+"""What a worker begins with: room for the notes of a build."""
 _NICENESS = "10"
 """Builds leave the processors to requests where both want them."""
 _FAREWELL_S = 2.0
@@ -58,7 +63,9 @@ def main() -> None:
 
 def run(settings: Settings) -> None:
     """Works through the queue for ever."""
-    catalog = patiently(lambda: Catalog(settings.catalog_url))
+    # Else it would end at its first note, and be started again and again.
+    patiently(lambda: check_room(settings.home, _LEAST_ROOM_BYTES), waits_for=AWAY_OR_FULL)
+    catalog = patiently(lambda: Catalog(settings.catalog_url), waits_for=AWAY_OR_FULL)
     store = open_store(settings)
     leases = Leases(catalog, worker=worker_name(settings.home), hardware=_hardware(settings), steps=STEPS)
     heartbeat = Heartbeat(leases, give_way=give_way)
@@ -72,7 +79,7 @@ def run(settings: Settings) -> None:
     )
     builder.clear()
     queue = BuildQueue(settings.queue_url, builder=builder, catalog=catalog, leases=leases)
-    patiently(heartbeat.start)
+    patiently(heartbeat.start, waits_for=AWAY_OR_FULL)
     signal.signal(signal.SIGTERM, lambda *_: _leave(leases, heartbeat))
     queue.launch()
     PeriodicSweeps(Sweeper(settings, catalog, store), every_s=settings.sweep_every_s).start()
@@ -155,7 +162,9 @@ class Chore:
         try:
             self._work()
         except Exception:
-            logger.exception("a chore of the worker failed; it is tried again in %g s", self._every_s)
+            pause_s = max(self._every_s, _AFTER_FAILURE_S)
+            self._due_at = time.monotonic() + pause_s
+            logger.exception("a chore of the worker failed; it is tried again in %g s", pause_s)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from engines.runtimes.engine_cache import noting_entries
 from engines.workspace import ENGINES, Workspace
 from service.processes.hardware import local_hardware
 from service.processes.lifeline import end_with_parent
+from service.storage.disk_space import full, is_full
 
 Progress = Callable[[float], None]
 """Takes the share of the call that is done, 0 to 1."""
@@ -117,13 +118,22 @@ def _run(functions: Mapping[str, Function], call: dict[str, Any], answers: IO[by
             call["arguments"], lambda done: _write(answers, {"progress": float(done)})
         )
         return _encode({"result": result})
-    except EngineError as error:
-        return _encode({"error": str(error), "code": error.code})
-    except MemoryError:
-        return _encode({"error": "memory ran out", "code": OUT_OF_MEMORY})
     except Exception as error:  # noqa: BLE001 - whatever a library raises must become an answer
-        traceback.print_exc()
-        return _encode({"error": f"{type(error).__name__}: {error}", "code": INTERNAL})
+        return _encode(_described(error, call["arguments"]))
+
+
+def _described(error: Exception, arguments: Mapping[str, Any]) -> dict[str, str]:
+    """An error as it goes to the parent."""
+    if is_full(error):
+        # Whatever a library made of it: the files of a call are all in one folder.
+        full_disk = full(Path(arguments.get("workspace") or arguments.get("folder") or "."))
+        return {"error": str(full_disk), "code": full_disk.code}
+    if isinstance(error, EngineError):
+        return {"error": str(error), "code": error.code}
+    if isinstance(error, MemoryError):
+        return {"error": "memory ran out", "code": OUT_OF_MEMORY}
+    traceback.print_exception(error)
+    return {"error": f"{type(error).__name__}: {error}", "code": INTERNAL}
 
 
 def _write(answers: IO[bytes], message: dict[str, Any]) -> None:

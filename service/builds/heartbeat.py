@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from service.builds.leases import BEAT_S, LEASE_S, Leases
-from service.errors import UnavailableError
+from service.errors import StorageFullError, UnavailableError
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Heartbeat:
                 if self._leases.superseded():
                     logger.warning("this worker was taken for dead, and its build by another: it gives way")
                     self._give_way()
-            except UnavailableError as error:
+            except (UnavailableError, StorageFullError) as error:
                 logger.warning("%s The others may take this worker for dead.", error)
                 self._steady_since_s = time.monotonic()
             except Exception:

@@ -3,8 +3,8 @@
 Every step may be repeated: a worker that was killed in the middle of one runs it again from the files of the
 steps before. What a step learned is its return value, which the durable queue records (`service.builds.workflow`).
 A failure that would come again is such a result, not an error: the build has ended, and the step says None.
-A database or a store that is away is waited for. A run that finds its build claimed by another worker ends its
-process: it must record nothing any more.
+A database or a store that is away is waited for, and for some time one that is full. A run that finds its build
+claimed by another worker ends its process: it must record nothing any more.
 """
 
 import logging
@@ -28,7 +28,13 @@ from service.builds.sandbox import Sandbox, Watch
 from service.catalog.catalog import Build, Catalog
 from service.catalog.holds import Holds
 from service.catalog.records import EngineState, EngineStatus
-from service.errors import CancelledBuildError, ClaimLostError, SandboxCrashError, ServiceError
+from service.errors import (
+    CancelledBuildError,
+    ClaimLostError,
+    SandboxCrashError,
+    ServiceError,
+    StorageFullError,
+)
 from service.storage.blobs import BlobStore, digest_of
 
 if TYPE_CHECKING:
@@ -44,6 +50,9 @@ _WEIGHTS = {"calibrate": 6.0, "verify": 3.0, "quantize": 2.0, "compile": 2.0}
 _NOT_PUBLISHED = (UPLOADED_SAMPLES, SAMPLES, UPLOADED_LABELS, ENGINES)
 """Only a build reads the samples: a version does not keep them. Engines are of one kind of hardware."""
 _UPLOAD = "upload/"
+FULL_S = 600.0
+"""How long a build waits for room; one that lacks it for longer fails."""
+FULL_PAUSE_S = 5.0
 _Result = TypeVar("_Result")
 
 
@@ -140,8 +149,13 @@ class BuildRun:
             started = time.monotonic()
             with ExitStack() as held:
                 with self._span(phase["name"]):
-                    summary = self._attempt(phase["name"], files, share)
-                    written = self._stored(phase["outputs"], held)
+                    summary, written = self._with_room(
+                        lambda: (
+                            self._attempt(phase["name"], files, share),
+                            self._stored(phase["outputs"], held),
+                        ),
+                        share,
+                    )
                 seconds = time.monotonic() - started
                 concerned = {"build": self._build_id, "phase": phase["name"]}
                 logger.info(
@@ -203,9 +217,43 @@ class BuildRun:
                 error,
                 extra={"build": self._build_id, "phase": phase},
             )
-            shutil.rmtree(self._workspace.root, ignore_errors=True)
-            self._filled = False
+            self._empty()
             return self._run(phase, files, share)
+
+    def _with_room(self, work: Callable[[], _Result], share: _Share) -> _Result:
+        """Does `work` again while a disk or the store is full, for some time: sweeps and people make room.
+
+        Not for ever: it may be this build that needs more than there is.
+
+        Raises:
+            StorageFullError: there was no room all the time.
+            CancelledBuildError: the build was cancelled meanwhile.
+        """
+        until_s = time.monotonic() + FULL_S
+        while True:
+            try:
+                return work()
+            except StorageFullError as error:
+                # What is there of it may be just what others lack.
+                self._empty()
+                if time.monotonic() > until_s:
+                    raise
+                logger.warning(
+                    "build %s: %s It is tried again in %g s.",
+                    self._build_id,
+                    error,
+                    FULL_PAUSE_S,
+                    extra={"build": self._build_id},
+                )
+            time.sleep(FULL_PAUSE_S)
+            if not self._record.goes_on(share.before):
+                raise CancelledBuildError("the build was cancelled.")
+
+    def _empty(self) -> None:
+        """Has the next attempt begin with the files of the phases before."""
+        self.sandbox.close()
+        shutil.rmtree(self._workspace.root, ignore_errors=True)
+        self._filled = False
 
     def _run(self, phase: str, files: Mapping[str, str], share: _Share) -> dict[str, Any]:
         build = self._record.read()

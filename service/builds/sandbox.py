@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from engines import errors as engine_errors
 from service.builds import child
-from service.errors import CancelledBuildError, SandboxCrashError, SandboxError
+from service.errors import CancelledBuildError, SandboxCrashError, SandboxError, StorageFullError
 from service.processes.lifeline import ChildProcess
 from service.processes.memory import resident_bytes
 
@@ -72,6 +72,7 @@ class Sandbox:
 
         Raises:
             EngineError: the function raised it; the same class, message and code.
+            StorageFullError: the disk had no room for what it wrote.
             SandboxCrashError: the child died of a fault, in this call.
             SandboxError: the call took too long or too much memory, or failed in a way that nobody foresaw.
             CancelledBuildError: `watch.cancelled` became true; the child has been killed.
@@ -247,6 +248,8 @@ def _translated(what: str, message: str, code: str, limits: Limits) -> Exception
             f"{what} failed in a way that octet did not foresee ({message}); "
             "try another opset or smaller samples, and report this message if it stays."
         )
+    if code == StorageFullError.code:
+        return StorageFullError(message)
     classes = {known.code: known for known in engine_errors.EngineError.__subclasses__()}
     return classes.get(code, engine_errors.EngineError)(message)
 

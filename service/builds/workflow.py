@@ -8,7 +8,6 @@ puts into the queue again (`service.builds.leases`), and dbos goes on behind the
 """
 
 import logging
-import sqlite3
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,9 +16,10 @@ from dbos import error as dbos_errors
 
 from service.builds.crashpoints import reached
 from service.builds.leases import Leases
-from service.builds.patience import patiently
+from service.builds.patience import AWAY_OR_FULL, patiently
 from service.builds.run import Builder
 from service.catalog.catalog import Catalog
+from service.catalog.schema import create_engine, translated
 from service.errors import StartError
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,12 @@ class BuildQueue:
 
         # A function: dbos marks what it registers, and a bound method takes no mark.
         def build(build_id: str) -> None:
-            _carry_out(builder, leases, build_id)
+            try:
+                _carry_out(builder, leases, build_id)
+            except sa.exc.DBAPIError as error:
+                # What dbos makes of it would be the end of the build; a worker that starts again goes on with it.
+                logger.warning("the queue cannot note a step (%s): this worker starts again", error.orig)
+                builder.give_way()
 
         # The count of our own goes through all workers; dbos begins anew with each.
         self._workflow = DBOS.workflow(name="build", max_recovery_attempts=None)(build)
@@ -59,7 +64,7 @@ class BuildQueue:
         Raises:
             StartError: a shared database whose tables are older than this code.
         """
-        _use_write_ahead_log(self._url)
+        patiently(lambda: _use_write_ahead_log(self._url), waits_for=AWAY_OR_FULL)
         _quiet_dbos()
         config: DBOSConfig = {
             "name": "octet",
@@ -154,12 +159,18 @@ def _carry_out(builder: Builder, leases: Leases, build_id: str) -> None:
 
 
 def _use_write_ahead_log(url: str) -> None:
-    """Chooses SQLite's write-ahead log, which stays with the file; dbos leaves it at the rollback journal."""
-    parsed = sa.make_url(url)
-    if parsed.get_backend_name() == "sqlite" and parsed.database:
-        connection = sqlite3.connect(parsed.database)
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.close()
+    """Chooses SQLite's write-ahead log, which stays with the file; dbos leaves it at the rollback journal.
+
+    Raises:
+        StorageFullError: there is no room even to open it.
+    """
+    if url.startswith("sqlite"):
+        engine = create_engine(url)
+        try:
+            with translated(), engine.connect():
+                """Opened as the catalog is, and so with that log."""
+        finally:
+            engine.dispose()
 
 
 def _quiet_dbos() -> None:

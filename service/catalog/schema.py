@@ -22,7 +22,10 @@ BUSY_TIMEOUT_MS = 30_000
 _RETRY_S = 0.01
 _TURN = 0x6F63746574
 """Name of the lock that writers take in turn: "octet"."""
-_FULL = ("database or disk is full", "No space left on device", "could not extend file")
+_DISK_FULL = "53100"
+"""PostgreSQL's state for a disk, or a quota on it, that is used up."""
+_NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+"""SQLite's codes for that; the second where a file cannot even be opened, for want of an index of its log."""
 _CONNECT_S = 5
 _SILENT_MS = 15_000
 """A connection whose packets nobody has acknowledged for so long is dead: the machine behind it is gone."""
@@ -280,8 +283,15 @@ def translated() -> Iterator[None]:
         yield
     except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
         said = " ".join(str(getattr(error, "orig", error)).split())[:200].rstrip(".")
-        if any(word in said for word in _FULL):
+        if _is_full(error.orig if isinstance(error, sa.exc.DBAPIError) else None):
             raise StorageFullError(
-                f"the database has no room left ({said}); free some space and send the request again."
+                f"the database has no room left ({said}); free some space on its disk and try again."
             ) from error
         raise CatalogUnavailableError(f"the database does not answer ({said}); try again later.") from error
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether SQLite, or PostgreSQL, says that there is no room."""
+    return (
+        getattr(error, "sqlstate", None) == _DISK_FULL or getattr(error, "sqlite_errorcode", None) in _NO_ROOM
+    )

@@ -22,9 +22,10 @@ def exclusive(path: Path, *, wait_s: float = 0.0) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="ascii") as file:
         _acquire(file.fileno(), path, wait_s)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        # For people alone: a full disk must keep nobody from starting.
+        with contextlib.suppress(OSError):
+            file.truncate(0)
+            os.write(file.fileno(), str(os.getpid()).encode())
         yield
 
 

@@ -5,8 +5,8 @@ afterwards that it came back: a few hundred nanoseconds a batch, and no write to
 has died, the supervisor reads who was running.
 """
 
+import logging
 import mmap
-import os
 import struct
 import threading
 from collections import deque
@@ -14,6 +14,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -119,12 +121,7 @@ class FlightRecorder:
         self._suspects = frozenset(suspects)
         self._turn = threading.Lock()
         self._free = deque(number * _ENTRY.size for number in range(MOST_ENTRIES))
-        fresh = path.with_suffix(".new")
-        with fresh.open("w+b") as file:
-            os.ftruncate(file.fileno(), MOST_ENTRIES * _ENTRY.size)
-            self._memory = mmap.mmap(file.fileno(), 0)
-        # Another file, so that who still has the earlier one mapped writes into that.
-        fresh.replace(path)
+        self._memory = _mapped(path)
 
     def entry(self, subject: Subject) -> Flight:
         """An entry for an engine of this version, until its `close`."""
@@ -145,6 +142,27 @@ class FlightRecorder:
     def batches(self, subject: Subject) -> int:
         """How many batches the version was given, by servers before this one and by engines that are gone."""
         return self._batches.get(subject, 0)
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    """The new file in memory; where the disk has no room for it, memory alone, and crashes leave no trace."""
+    size_bytes, fresh = MOST_ENTRIES * _ENTRY.size, path.with_suffix(".new")
+    try:
+        with fresh.open("w+b") as file:
+            # Room for all of it now: a page that finds none later is a fault that ends the process.
+            file.write(bytes(size_bytes))
+            file.flush()
+            memory = mmap.mmap(file.fileno(), 0)
+        # Another file, so that who still has the earlier one mapped writes into that.
+        fresh.replace(path)
+    except OSError as error:
+        logger.warning(
+            "%s cannot be written (%s); a crash will not tell which version it was due to", path, error
+        )
+        for left in (fresh, path):
+            left.unlink(missing_ok=True)
+        return mmap.mmap(-1, size_bytes)
+    return memory
 
 
 def read(path: Path) -> list[Flown]:

@@ -128,11 +128,17 @@ class CrashLog:
 
     def _save(self) -> None:
         fresh = self._path.with_suffix(".new")
-        with fresh.open("w", encoding="utf-8") as file:
-            json.dump([asdict(crash) for crash in self._crashes], file)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self._path)
+        try:
+            with fresh.open("w", encoding="utf-8") as file:
+                json.dump([asdict(crash) for crash in self._crashes], file)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(self._path)
+        except OSError as error:
+            # Neither the supervisor nor the server may end for want of a note.
+            logger.warning(
+                "%s cannot be written (%s); the crash is forgotten with this process", self._path, error
+            )
 
 
 def _read(path: Path) -> list[Crash]:

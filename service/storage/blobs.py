@@ -5,12 +5,9 @@ store, whole and under its address. Whoever was told a digest finds exactly thos
 wherever they are read.
 """
 
-import contextlib
-import errno
 import hashlib
 import os
 import re
-import shutil
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -22,13 +19,11 @@ from typing import Self
 
 from engines.errors import InvalidArtifactError
 from service.builds.crashpoints import reached
-from service.errors import StorageFullError
+from service.storage.disk_space import check_room, translated
 from service.storage.durable_files import make_durable_folder, modified
 
 CHUNK_BYTES = 1 << 20
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What the operating system says of a disk, or a user's share of it, that is full."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,14 +97,7 @@ class BlobStore(ABC):
         Raises:
             StorageFullError: the disk has fewer bytes left.
         """
-        with contextlib.suppress(OSError):
-            make_durable_folder(self.incoming)
-        left_bytes = free_bytes(self.incoming)
-        if left_bytes is not None and needed_bytes > left_bytes:
-            raise StorageFullError(
-                f"the disk that holds {self.incoming} has {left_bytes} bytes left and the upload has {needed_bytes}; "
-                "free some space there and send the request again."
-            )
+        check_room(self.incoming, needed_bytes)
 
     def writer(self) -> "BlobWriter":
         """A writer that hashes what it is given; nothing is stored until it commits.
@@ -281,23 +269,3 @@ def digest_of(path: Path) -> str:
     """The digest of a file's bytes."""
     with path.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-
-
-def translated(error: OSError, folder: Path) -> Exception:
-    """The error to raise for one of the operating system."""
-    if error.errno not in FULL:
-        return error
-    left_bytes = free_bytes(folder)
-    seen = "" if left_bytes is None else f" ({left_bytes} bytes left)"
-    what = "this user's quota is used up on" if error.errno == errno.EDQUOT else "no room is left on"
-    return StorageFullError(
-        f"{what} the disk that holds {folder}{seen}; free some space there and send the request again."
-    )
-
-
-def free_bytes(path: Path) -> int | None:
-    """What this user may still write to the disk that holds `path`; None where the system does not say."""
-    try:
-        return shutil.disk_usage(path).free
-    except OSError:
-        return None

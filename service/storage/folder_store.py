@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from service.builds.crashpoints import reached
-from service.storage.blobs import CHUNK_BYTES, DIGEST, BlobStore, StoredBlob, address, missing, translated
+from service.storage.blobs import CHUNK_BYTES, DIGEST, BlobStore, StoredBlob, address, missing
+from service.storage.disk_space import translated
 from service.storage.durable_files import flush_folder, make_durable_folder
 
 

@@ -131,7 +131,7 @@ class ObjectStore(BlobStore):
         said = _first_line(error)
         if any(word in str(error) for word in _FULL):
             return StorageFullError(
-                f"the store {self._name} is full ({said}); free some space there and send the request again."
+                f"the store {self._name} is full ({said}); free some space there and try again."
             )
         return StoreUnavailableError(f"the store {self._name} does not answer ({said}); try again later.")
 

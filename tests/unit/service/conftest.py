@@ -5,6 +5,7 @@ import pytest
 
 from service.catalog.catalog import Catalog
 from tests.databases import PostgreSQL
+from tests.disks import small_disk
 from tests.unit.service.followed import Loader
 
 
@@ -30,6 +31,13 @@ def any_catalog(any_url: str) -> Iterator[Catalog]:
     catalog = Catalog(any_url)
     yield catalog
     catalog.close()
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MiB, for tests that fill it; their names say `full_disk`."""
+    with small_disk(tmp_path / "small", size_kib=4096) as disk:
+        yield disk
 
 
 @pytest.fixture

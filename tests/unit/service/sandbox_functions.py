@@ -89,6 +89,13 @@ def fill(arguments: Mapping[str, Any], _progress: Progress) -> Any:
     return None
 
 
+def fill_behind_a_library(arguments: Mapping[str, Any], progress: Progress) -> Any:
+    try:
+        return fill(arguments, progress)
+    except OSError as error:
+        raise InvalidModelError("the model cannot be saved.") from error
+
+
 def nothing(_arguments: Mapping[str, Any], _progress: Progress) -> Any:
     """An answer that JSON does not have."""
     return float("nan")
@@ -108,6 +115,7 @@ FUNCTIONS: dict[str, Function] = {
         unsignalled,
         hoard,
         fill,
+        fill_behind_a_library,
         nothing,
     )
 }

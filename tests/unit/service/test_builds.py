@@ -19,7 +19,7 @@ from service.builds.run import Builder, BuildRun
 from service.builds.sandbox import Limits, Sandbox
 from service.catalog.catalog import BuildState, Catalog, NewBuild, Version
 from service.catalog.retention import Retention
-from service.errors import CatalogUnavailableError, StoreUnavailableError
+from service.errors import CatalogUnavailableError, StorageFullError, StoreUnavailableError
 from service.monitoring.spans import SpanWriter
 from service.storage.blobs import address
 from service.storage.folder_store import FolderStore
@@ -351,3 +351,104 @@ def every_other_time(work: Callable[..., Any], error: Exception) -> Callable[...
         return work(*arguments, **named)
 
     return call
+
+
+@pytest.fixture
+def full(builder: Builder, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
+    """Has the store be full so many times from now on; gives the blobs that it refused."""
+    monkeypatch.setattr("service.builds.run.FULL_PAUSE_S", 0.01)
+    put, refused = FolderStore.put, list[str]()
+
+    def be_full(times: int) -> list[str]:
+        def put_or_refuse(store: FolderStore, path: Path) -> str:
+            if len(refused) < times:
+                refused.append(path.name)
+                raise StorageFullError("no room is left on the disk; free some space there and try again.")
+            return put(store, path)
+
+        monkeypatch.setattr(FolderStore, "put", put_or_refuse)
+        return refused
+
+    return be_full
+
+
+def test_a_build_waits_while_the_store_is_full(builder: Builder, full: Callable[[int], list[str]]) -> None:
+    build_id = accept(builder, "model")
+    refused = full(3)
+    with builder.run(build_id) as run:
+        assert carry_out(run) == 1
+    assert len(refused) == 3
+    assert builder.catalog.build(build_id).state is BuildState.SUCCEEDED
+
+
+def test_a_build_that_waits_for_room_takes_none(
+    builder: Builder, full: Callable[[int], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[Path]] = []
+    monkeypatch.setattr(time, "sleep", lambda _: seen.append(list(builder.folder.iterdir())))
+    build_id = accept(builder, "model")
+    full(1)
+    with builder.run(build_id) as run:
+        carry_out(run)
+    assert seen == [[]]
+
+
+def test_a_build_that_lacks_room_for_long_fails_and_says_so(
+    builder: Builder, full: Callable[[int], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.builds.run.FULL_S", 0.1)
+    build_id = accept(builder, "model")
+    refused = full(1 << 30)
+    with builder.run(build_id) as run:
+        assert carry_out(run) is None
+    build = builder.catalog.build(build_id)
+    assert (build.state, build.code) == (BuildState.FAILED, "storage.full")
+    assert build.error == "no room is left on the disk; free some space there and try again."
+    assert len(refused) > 1
+
+
+def test_a_build_that_waits_for_room_can_be_cancelled(
+    builder: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.builds.run.FULL_PAUSE_S", 0.01)
+    refused: list[object] = []
+
+    def refuse(_: FolderStore, files: object, __: Path) -> None:
+        refused.append(files)
+        raise StorageFullError("no room is left on the disk; free some space there and try again.")
+
+    # Not even its files are there, so that no native work could find out.
+    monkeypatch.setattr(FolderStore, "materialise", refuse)
+    build_id = accept(builder, "model")
+
+    def cancel() -> None:
+        while not refused:
+            time.sleep(0.01)
+        builder.catalog.cancel(build_id)
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    with builder.run(build_id) as run:
+        assert carry_out(run) is None
+    thread.join()
+    assert builder.catalog.build(build_id).state is BuildState.CANCELLED
+
+
+def test_a_database_without_room_is_waited_for_since_not_even_a_failure_could_be_noted(
+    builder: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.builds.patience._FIRST_PAUSE_S", 0.001)
+    begin, refused = builder.catalog.begin_phase, list[str]()
+
+    def begin_or_refuse(build_id: str, phase: str, progress: float, **claim: Any) -> bool:
+        if len(refused) % 3 < 2:
+            refused.append(phase)
+            raise StorageFullError("the database has no room left; free some space and try again.")
+        refused.append("done")
+        return begin(build_id, phase, progress, **claim)
+
+    monkeypatch.setattr(builder.catalog, "begin_phase", begin_or_refuse)
+    build_id = accept(builder, "model")
+    with builder.run(build_id) as run:
+        assert carry_out(run) == 1
+    assert refused.count("done") == 4

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from service.serving.flight import MOST_ENTRIES, FlightRecorder, Subject, read
+from tests.disks import filled
 
 A = Subject(model="a", number=1, build_id="a" * 32)
 B = Subject(model="b" * 63, number=2, build_id="b" * 32)
@@ -134,3 +135,26 @@ def test_suspects_take_turns_and_others_do_not(tmp_path: Path) -> None:
     for thread in threads:
         thread.join(10)
     assert (first.batches, second.batches) == (1, 1)
+
+
+def test_on_a_full_disk_engines_run_unrecorded(small: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file with holes would end the process at the first write into one."""
+    path = small / "flight"
+    FlightRecorder(path).entry(A).run(lambda: None)
+    path.unlink()
+    with filled(small):
+        recorder = FlightRecorder(path)
+        # An entry on every page of it.
+        flights = [recorder.entry(A) for _ in range(MOST_ENTRIES)]
+        assert [flight.run(lambda: 7) for flight in flights[::30]] == [7] * len(flights[::30])
+        assert read(path) == []
+    assert "a crash will not tell which version it was due to" in caplog.text
+    assert not list(small.glob("flight*"))
+
+
+def test_a_disk_that_is_full_later_costs_the_record_nothing(small: Path) -> None:
+    path = small / "flight"
+    recorder = FlightRecorder(path)
+    with filled(small):
+        flights = [recorder.entry(A) for _ in range(MOST_ENTRIES)]
+        assert flights[-1].run(lambda: running(path)) == ["a"]

@@ -7,6 +7,7 @@ import pytest
 
 from service.errors import StorageFullError
 from service.storage.folder_store import FolderStore
+from tests.disks import filled
 
 
 @pytest.fixture
@@ -71,9 +72,35 @@ def test_a_full_disk_is_one_sentence(store: FolderStore, monkeypatch: pytest.Mon
     with store.writer() as writer:
         writer.write(b"abc")
         monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(StorageFullError, match="is full; free some space"):
+        with pytest.raises(StorageFullError, match=r"no room is left on the disk .*; free some space"):
             writer.commit()
     assert not leftovers(store)
+
+
+def test_a_disk_without_room_for_another_file_is_one_sentence_too(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("service.storage.blobs.make_durable_folder", full)
+    with pytest.raises(StorageFullError, match=r"no room is left on the disk"):
+        store.writer()
+
+
+def test_on_a_full_disk_nothing_begins_and_nothing_is_left(small: Path) -> None:
+    store = FolderStore(small / "store")
+    digest = stored(store, b"abc")
+    with filled(small):
+        with store.writer() as writer, pytest.raises(StorageFullError, match=r"\(0 bytes left\); free some"):
+            writer.write(bytes(1 << 20))
+        with pytest.raises(StorageFullError):
+            store.materialise({"copy": digest}, small / "work")
+        with pytest.raises(StorageFullError, match="1 bytes are needed"):
+            store.check_room(1)
+        assert b"".join(store.read(digest)) == b"abc"
+    assert not leftovers(store)
+    assert stored(store, b"abcd")
 
 
 def test_a_full_disk_is_noticed_while_writing(store: FolderStore) -> None:

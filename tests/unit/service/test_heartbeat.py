@@ -8,7 +8,7 @@ from engines.options import BuildOptions
 from service.builds.heartbeat import Heartbeat
 from service.builds.leases import Leases
 from service.catalog.catalog import Catalog, NewBuild
-from service.errors import CatalogUnavailableError
+from service.errors import CatalogUnavailableError, ServiceError, StorageFullError
 
 PATIENCE_S = 30.0
 
@@ -26,12 +26,12 @@ class Counting(Leases):
     def __init__(self, catalog: Catalog) -> None:
         super().__init__(catalog, worker="a", hardware="h")
         self.beats = threading.Semaphore(0)
-        self.away = False
+        self.away: ServiceError | None = None
 
     def beat(self) -> None:
         self.beats.release()
         if self.away:
-            raise CatalogUnavailableError("away.")
+            raise self.away
         super().beat()
 
     def wait(self, beats: int) -> None:
@@ -49,14 +49,15 @@ def test_it_beats_until_it_is_stopped(catalog: Catalog) -> None:
     assert not heart.beating
 
 
-def test_after_a_time_without_a_database_others_are_not_judged(catalog: Catalog) -> None:
+@pytest.mark.parametrize("away", [CatalogUnavailableError("away."), StorageFullError("full.")])
+def test_after_a_time_without_a_database_others_are_not_judged(catalog: Catalog, away: ServiceError) -> None:
     leases = Counting(catalog)
     heart = Heartbeat(leases, give_way=pytest.fail, every_s=0.01)
     heart.start()
-    leases.away = True
+    leases.away = away
     leases.wait(5)
     assert not heart.steady
-    leases.away = False
+    leases.away = None
     leases.wait(5)
     assert not heart.steady, "they get a lease to beat again"
     heart.stop()

@@ -2,6 +2,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from wsgiref.types import WSGIApplication
 
 import pytest
 from werkzeug import Request, Response
@@ -63,6 +64,31 @@ def test_what_a_store_refuses_is_told_apart(
                 writer.commit()
 
 
+def test_parts_of_a_large_file_that_a_full_store_took_are_given_back(impatient: None, tmp_path: Path) -> None:
+    """What is in the store of an upload in parts that never ended is seen by nobody, and paid for."""
+    seen: list[tuple[str, str]] = []
+    with full_of_parts(seen) as url, s3_environment(url):
+        store = ObjectStore(BUCKET, "", incoming=tmp_path)
+        with store.writer() as writer:
+            for _ in range(20):
+                writer.write(bytes(1 << 20))
+            with pytest.raises(StorageFullError, match=r"is full .*free some space"):
+                writer.commit()
+    assert seen[0] == ("POST", "uploads")
+    assert seen[-1] == ("DELETE", "uploadId")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_without_deletion_of_many_is_asked_for_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_DISABLE_BULK_DELETE", "true")
+    seen: list[tuple[str, str]] = []
+    with full_of_parts(seen) as url, s3_environment(url):
+        ObjectStore(BUCKET, "", incoming=tmp_path).delete(["sha256:" + letter * 64 for letter in "ab"])
+    assert [method for method, _ in seen] == ["DELETE", "DELETE"]
+
+
 def test_keys_that_are_refused_stop_the_start(impatient: None, tmp_path: Path) -> None:
     with (
         refusing(403, "AccessDenied") as url,
@@ -82,7 +108,14 @@ def refusing(status: int, code: str) -> Iterator[str]:
             f"<Error><Code>{code}</Code><Message>no</Message></Error>", status, content_type="application/xml"
         )
 
-    server = make_server("127.0.0.1", 0, refuse, threaded=True)
+    with answering(refuse) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def answering(application: WSGIApplication) -> Iterator[str]:
+    """A server on loopback; gives its address."""
+    server = make_server("127.0.0.1", 0, application, threaded=True)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -91,3 +124,24 @@ def refusing(status: int, code: str) -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextlib.contextmanager
+def full_of_parts(seen: list[tuple[str, str]]) -> Iterator[str]:
+    """A server that begins uploads in parts and has no room for any; notes method and what is asked of an object."""
+
+    @Request.application
+    def answer(request: Request) -> Response:
+        request.get_data()
+        seen.append((request.method, next(iter(request.args), "")))
+        if request.method == "POST":
+            started = "<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>"
+            return Response(started, content_type="application/xml")
+        if request.method == "PUT":
+            return Response(
+                "<Error><Code>XMinioStorageFull</Code></Error>", 507, content_type="application/xml"
+            )
+        return Response(status=204)
+
+    with answering(answer) as url:
+        yield url

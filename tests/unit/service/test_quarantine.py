@@ -4,6 +4,7 @@ import pytest
 
 from service.serving.flight import Subject
 from service.serving.quarantine import FORGOTTEN_S, Crash, CrashLog, quarantined, suspects, with_crash
+from tests.disks import filled
 
 
 def subject(name: str) -> Subject:
@@ -100,3 +101,12 @@ def test_a_damaged_log_is_an_empty_one(tmp_path: Path, content: str) -> None:
     assert log.quarantined == {}
     log.add([subject("a")], cause="SIGSEGV")
     assert CrashLog(path).suspects == {"build-a"}
+
+
+def test_on_a_full_disk_a_crash_is_blamed_all_the_same(small: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = CrashLog(small / "crashes.json")
+    with filled(small):
+        assert log.add([subject("a")], cause="SIGSEGV").has("build-a")
+        assert log.suspects == {"build-a"}
+        log.forgive(["build-a"])
+    assert "the crash is forgotten with this process" in caplog.text

@@ -11,8 +11,9 @@ import pytest
 
 from engines.errors import InvalidModelError
 from service.builds.sandbox import Limits, Sandbox, Watch
-from service.errors import CancelledBuildError, SandboxCrashError, SandboxError
+from service.errors import CancelledBuildError, SandboxCrashError, SandboxError, StorageFullError
 from service.processes.memory import resident_bytes
+from tests.disks import filled
 
 ROOT = Path(__file__).parents[3]
 MIB = 1 << 20
@@ -191,3 +192,13 @@ def wait_until_gone(pid: int | None) -> None:
     while pid is not None and resident_bytes(pid) > 0:
         assert time.monotonic() < deadline, f"process {pid} is still there"
         time.sleep(0.01)
+
+
+def test_a_full_disk_is_one_sentence_whatever_a_library_makes_of_it(small: Path) -> None:
+    arguments = {"path": str(small / "file"), "workspace": str(small)}
+    with open_sandbox() as sandbox, filled(small):
+        for function in ("fill", "fill_behind_a_library"):
+            with pytest.raises(
+                StorageFullError, match=rf"no room is left on the disk that holds {small} \(0 b"
+            ):
+                sandbox.call(function, arguments, what="filling")

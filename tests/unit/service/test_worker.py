@@ -6,7 +6,10 @@ import pytest
 from service.worker import Chore
 
 
-def test_a_chore_that_fails_is_noted_and_done_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_chore_that_fails_is_noted_and_done_again_but_not_at_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.worker._AFTER_FAILURE_S", 0.1)
     done: list[float] = []
 
     def work() -> None:
@@ -17,9 +20,13 @@ def test_a_chore_that_fails_is_noted_and_done_again(caplog: pytest.LogCaptureFix
     chore = Chore(work, every_s=0.0)
     with caplog.at_level(logging.ERROR):
         chore.run_if_due()
-    assert "a chore of the worker failed" in caplog.text
+    assert "a chore of the worker failed; it is tried again in 0.1 s" in caplog.text
     chore.run_if_due()
-    assert len(done) == 2
+    assert len(done) == 1
+    time.sleep(0.11)
+    chore.run_if_due()
+    chore.run_if_due()
+    assert len(done) == 3
 
 
 def test_a_chore_waits_until_it_is_due() -> None:
