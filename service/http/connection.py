@@ -113,7 +113,8 @@ class Connection(asyncio.Protocol):
                 exchange.disconnect()
         self._next.clear()
         self.resume_writing()
-        # It refers back here, and is not used any more.
+        # They refer back here, and are not used any more: memory shall not wait for the garbage collector.
+        self._current = self._incoming = None
         self._parser.close()
         del self._parser
 

@@ -231,6 +231,7 @@ class Exchange:
     def disconnect(self) -> None:
         """Takes the news that the client has gone."""
         self.disconnected = True
+        self._pieces.clear()
         if self._changed is not None:
             self._changed.set()
 

@@ -1,5 +1,8 @@
 """uvicorn's server with this package's connections."""
 
+import asyncio
+import os
+import time
 from typing import Any, cast
 
 import uvicorn
@@ -8,6 +11,7 @@ from service.http.connection import Connection
 from service.http.exchange import Application
 from service.http.limits import ConnectionLimits
 from service.processes import memory
+from service.processes.spare_memory import SpareMemory
 
 _TICKS_PER_S = 10
 # Once so many connections have gone, what they held is given back.
@@ -30,6 +34,8 @@ class HttpServer(uvicorn.Server):
         self._ticks = max(1, round(config.limits.check_s * _TICKS_PER_S))
         # The most connections since memory was last given back.
         self._most_connections = 0
+        self._spare = SpareMemory(memory.resident_bytes(os.getpid()))
+        self._giving_back: asyncio.Task[None] | None = None
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second; ends the connections that have kept the server waiting too long."""
@@ -45,3 +51,13 @@ class HttpServer(uvicorn.Server):
         if self._most_connections - connections >= _MANY_CONNECTIONS:
             self._most_connections = connections
             memory.give_back()
+        elif self._giving_back is None and self._spare.due(
+            memory.resident_bytes(os.getpid()), time.monotonic()
+        ):
+            self._giving_back = asyncio.create_task(self._try_giving_back())
+
+    async def _try_giving_back(self) -> None:
+        before_bytes = memory.resident_bytes(os.getpid())
+        await asyncio.to_thread(memory.give_back)
+        self._spare.tried(before_bytes, memory.resident_bytes(os.getpid()), time.monotonic())
+        self._giving_back = None

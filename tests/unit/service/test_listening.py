@@ -65,3 +65,16 @@ def test_a_taken_port_is_one_sentence() -> None:
 def test_a_server_without_a_parent_has_nothing_handed_over() -> None:
     assert listening.handed_over() is None
     assert listening.handing_over([]) == {}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the option's number is Linux'")
+def test_the_kernel_does_not_take_megabytes_of_answers_that_nobody_reads() -> None:
+    (listener,) = listening.listen("127.0.0.1", 0)
+    with listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        accepted.settimeout(0)
+        taken = 0
+        with accepted, contextlib.suppress(BlockingIOError):
+            while True:
+                taken += accepted.send(bytes(1 << 14))
+    assert taken < 1 << 20

@@ -2,11 +2,14 @@
 
 import gc
 import weakref
+from typing import cast
 
 import pytest
 
 from service.http import server as http_server
+from service.http.connection import Connection
 from service.processes import memory
+from service.processes.spare_memory import SpareMemory
 from tests.unit.service.http.plain_server import plain_server
 from tests.unit.service.live_server import read_reply, request, until
 
@@ -27,6 +30,23 @@ async def test_a_connection_is_gone_without_the_garbage_collector(path: str) -> 
             gc.enable()
 
 
+@pytest.mark.parametrize("path", ["/", "/whole"])
+async def test_nor_does_the_body_of_a_client_that_left_wait_for_it(path: str) -> None:
+    async with plain_server() as server:
+        gc.disable()
+        try:
+            _, writer = await server.connect()
+            writer.write(request("POST", path, b"x" * 700_000)[:-100_000])
+            await until(lambda: server.connections == 1)
+            connections = cast("set[Connection]", server.server.server_state.connections)
+            await until(lambda: sum(one._body_bytes for one in connections) > 500_000)
+            (connection,) = [weakref.ref(one) for one in connections]
+            writer.close()
+            await until(lambda: connection() is None)
+        finally:
+            gc.enable()
+
+
 async def test_memory_is_given_back_once_many_connections_have_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     given_back: list[bool] = []
     monkeypatch.setattr(memory, "give_back", lambda: given_back.append(True))
@@ -42,3 +62,21 @@ async def test_memory_is_given_back_once_many_connections_have_gone(monkeypatch:
             writer.close()
         await until(lambda: given_back == [True])
         held[2].close()
+
+
+async def test_memory_that_clients_have_left_behind_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back: list[bool] = []
+    monkeypatch.setattr(memory, "give_back", lambda: given_back.append(True))
+    monkeypatch.setattr(memory, "resident_bytes", lambda _: 200 << 20 if given_back else 300 << 20)
+    async with plain_server() as server:
+        server.server._spare = AlwaysDue(200 << 20)
+        await until(lambda: given_back == [True])
+        await until(lambda: server.server._giving_back is None)
+
+
+class AlwaysDue(SpareMemory):
+    """Does not wait for growth to last."""
+
+    def due(self, resident_bytes: int, now_s: float) -> bool:
+        """Whether there is growth."""
+        return super().due(resident_bytes, now_s) or super().due(resident_bytes, now_s + 3600)
