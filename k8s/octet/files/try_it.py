@@ -16,7 +16,9 @@ _PAUSE_S = 1.0
 def main() -> None:
     """Ends with an exit status other than 0 where something is wrong."""
     model = f"helm-test-{uuid.uuid4().hex[:12]}"
-    with httpx.Client(base_url=os.environ["OCTET_ADDRESS"], timeout=60.0) as client:
+    key = os.environ.get("OCTET_KEY")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    with httpx.Client(base_url=os.environ["OCTET_ADDRESS"], headers=headers, timeout=60.0) as client:
         try:
             try_it(client, model)
         finally:

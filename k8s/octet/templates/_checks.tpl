@@ -2,8 +2,8 @@
 {{- define "octet.checks" -}}
 {{- $fleet := include "octet.fleet" . }}
 {{- with .Values }}
-{{- if not .noAuth }}
-{{- fail "noAuth is false and octet has no keys yet: it would not listen where others reach it. Set noAuth to true, and name who may reach it in networkPolicy.clients." }}
+{{- if and .noAuth .adminKey }}
+{{- fail "noAuth is true and adminKey is set: nobody would be asked for it. Keep one of both." }}
 {{- end }}
 {{- if and $fleet (not .store.url) (not .store.claim) }}
 {{- fail "there is a database and no store: pods would find builds whose files only another one has. Set store.url (s3://bucket/prefix) or store.claim (a ReadWriteMany volume)." }}
@@ -20,8 +20,8 @@
 {{- if gt (len (compact (list .database.url (.database.external | ternary "external" "") (.postgresql.enabled | ternary "bundled" "")))) 1 }}
 {{- fail "several databases are named; keep one of database.url, database.external and postgresql.enabled." }}
 {{- end }}
-{{- if and .existingSecret (or .database.url .planSecret .store.accessKeyId .store.secretAccessKey .postgresql.enabled) }}
-{{- fail "existingSecret is set beside values that the chart would put into a Secret of its own (database.url, planSecret, store.accessKeyId, store.secretAccessKey, postgresql.enabled). Keep one of both." }}
+{{- if and .existingSecret (or .adminKey .database.url .planSecret .store.accessKeyId .store.secretAccessKey .postgresql.enabled) }}
+{{- fail "existingSecret is set beside values that the chart would put into a Secret of its own (adminKey, database.url, planSecret, store.accessKeyId, store.secretAccessKey, postgresql.enabled). Keep one of both." }}
 {{- end }}
 {{- if and (not $fleet) (or (ne .server.autoscaling.kind "none") .worker.keda.enabled) }}
 {{- fail "without a database there is one pod, which does not scale. Set database.url and store.url." }}

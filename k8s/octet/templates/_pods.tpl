@@ -116,7 +116,11 @@ securityContext: {{ include "octet.containerSecurity" . | nindent 2 }}
 - {name: OCTET_HOST, value: {{ $host }}}
 - {name: OCTET_PORT, value: "8000"}
 {{- if ne $host "127.0.0.1" }}
+{{- if $.Values.noAuth }}
 - {name: OCTET_NO_AUTH, value: "1"}
+{{- else }}
+- {name: OCTET_ADMIN_KEY, valueFrom: {secretKeyRef: {name: {{ $secret }}, key: admin-key}}}
+{{- end }}
 {{- end }}
 {{- if include "octet.fleet" $ }}
 - {name: OCTET_DATABASE_URL, valueFrom: {secretKeyRef: {name: {{ $secret }}, key: database-url}}}

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 import yaml
+from pydantic import SecretStr
 
 from service.app import create_app
 from service.catalog.migration import migrate
@@ -22,22 +23,29 @@ from tests.integration.chart.values import GOOD, PLACED, POSTGRESQL
 from tests.integration.running import DIGITS, running
 from tests.unit.deployment.monitoring import dashboard, metrics_of
 
+ADMIN_KEY = "a" * 43
+
 
 def rendered(helm: dict[str, Any], name: str) -> Render:
     return Render(manifests=helm["renders"][name]["manifests"])
 
 
 def test_the_script_of_helm_test_builds_and_infers_on_a_real_octet(tmp_path: Path) -> None:
-    with running(tmp_path / "home") as octet:
+    with running(tmp_path / "home", OCTET_ADMIN_KEY=ADMIN_KEY) as octet:
         done = subprocess.run(
             [sys.executable, CHART / "files" / "try_it.py"],
-            env={"OCTET_ADDRESS": f"http://127.0.0.1:{octet.port}", "OCTET_DIGITS": str(DIGITS)},
+            env={
+                "OCTET_ADDRESS": f"http://127.0.0.1:{octet.port}",
+                "OCTET_DIGITS": str(DIGITS),
+                "OCTET_KEY": ADMIN_KEY,
+            },
             capture_output=True,
             text=True,
             check=False,
         )
         assert done.returncode == 0, done.stderr
         assert "was built, served and answers" in done.stdout
+        octet.client.headers["Authorization"] = f"Bearer {ADMIN_KEY}"
         assert octet.client.get("/v1/models").json()["models"] == []
 
 
@@ -121,11 +129,31 @@ def test_prometheus_finds_the_service(helm: dict[str, Any]) -> None:
 def test_secrets_hold_what_was_said(helm: dict[str, Any]) -> None:
     [secret] = rendered(helm, "external").of_kind("Secret")
     said = {key: base64.b64decode(value).decode() for key, value in secret["data"].items()}
+    assert len(said.pop("admin-key")) == 43
     assert said == {
         "database-url": POSTGRESQL,
         "store-access-key-id": "key",
         "store-secret-access-key": "secret",
     }
+
+
+def test_the_key_of_servers_and_of_helm_test_is_the_one_that_was_said_or_made_up(
+    helm: dict[str, Any],
+) -> None:
+    for name in ("default", "exposed"):
+        render = rendered(helm, name)
+        [secret] = render.of_kind("Secret")
+        key = base64.b64decode(secret["data"]["admin-key"]).decode()
+        assert Settings(admin_key=SecretStr(key)).admin_key is not None, "octet takes it"
+        assert (key == GOOD[name].get("adminKey")) == (name == "exposed")
+        for component, variable in (("server", "OCTET_ADMIN_KEY"), ("test", "OCTET_KEY")):
+            [container] = render.pod(component)["spec"]["containers"]
+            [given] = [entry for entry in container["env"] if entry["name"] == variable]
+            assert given["valueFrom"]["secretKeyRef"] == {
+                "name": secret["metadata"]["name"],
+                "key": "admin-key",
+            }
+    assert rendered(helm, "no keys").of_kind("Secret") == []
 
 
 def test_the_bundled_database_is_the_one_that_is_asked(helm: dict[str, Any]) -> None:

@@ -93,7 +93,7 @@ def test_every_secret_that_must_be_there_is(render: Render, name: str) -> None:
     }
     values = GOOD[name]
     if values.get("existingSecret"):
-        made.add((values["existingSecret"], "database-url"))
+        made |= {(values["existingSecret"], key) for key in ("admin-key", "database-url")}
     wanted = [
         reference for reference in found(render.manifests, "secretKeyRef") if not reference.get("optional")
     ]
@@ -154,7 +154,9 @@ def test_servers_alone_listen_wider_than_loopback_and_only_behind_the_policy(
         for container in containers(pod):
             said = {variable["name"]: variable.get("value") for variable in container.get("env", ())}
             listens = container["name"] == "server"
-            assert ("OCTET_NO_AUTH" in said) == listens
+            asks = not GOOD[name].get("noAuth")
+            assert ("OCTET_ADMIN_KEY" in said) == (listens and asks)
+            assert ("OCTET_NO_AUTH" in said) == (listens and not asks)
             assert said.get("OCTET_HOST") in (("0.0.0.0",) if listens else ("127.0.0.1", None))
     policies = render.of_kind("NetworkPolicy")
     assert bool(policies) == (name != "exposed")

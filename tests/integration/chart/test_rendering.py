@@ -25,10 +25,12 @@ def test_what_contradicts_itself_is_refused_with_the_remedy(helm: dict[str, Any]
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_notes_name_three_commands_and_who_gets_in(helm: dict[str, Any], name: str) -> None:
+def test_notes_name_the_next_commands_and_who_gets_in(helm: dict[str, Any], name: str) -> None:
     notes = helm["renders"][name]["notes"]
     commands = [line for line in notes.splitlines() if line.startswith(("  kubectl ", "  helm "))]
-    assert len(commands) == 3
-    assert "THERE ARE NO API KEYS YET" in notes
+    asks = not GOOD[name].get("noAuth")
+    assert len(commands) == (5 if asks else 3)
+    assert ("octet keys create" in notes) == asks
+    assert ("WARNING: noAuth is true" in notes) != asks
     assert ("networkPolicy.enabled is false" in notes) == (name == "exposed")
     assert ("exposed beyond the cluster" in notes) == (name in ("exposed", "ingress", "everything"))
