@@ -23,6 +23,7 @@ def process(_arguments: Mapping[str, Any], _progress: Progress) -> Any:
         "pid": os.getpid(),
         "group": os.getpgid(0),
         "threads": os.environ.get("OCTET_THREADS"),
+        "has_admin_key": "OCTET_ADMIN_KEY" in os.environ,
         "handles": [path.name for path in Path("/proc/self/fd").iterdir()],
     }
 

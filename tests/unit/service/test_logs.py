@@ -105,9 +105,11 @@ def test_passwords_in_addresses_are_not_logged(stream: io.StringIO) -> None:
 def test_a_terminal_gets_lines_for_people_that_nobody_can_forge() -> None:
     stream = Terminal()
     configure_logging("worker", stream)
-    logging.getLogger("service").info("phase of %s\n\x1b[31m", "m", extra={"build": "b1", "phase": "compile"})
+    logging.getLogger("service").info(
+        "phase of %s\n\x1b[31m", "m", extra={"model": "m\n", "build": "b1", "phase": "compile"}
+    )
     line = stream.getvalue()
-    assert line.endswith("Z octet-worker INFO phase of m\\x0a\\x1b[31m build=b1 phase=compile\n")
+    assert line.endswith("Z octet-worker INFO phase of m\\x0a\\x1b[31m model=m\\x0a build=b1 phase=compile\n")
 
 
 def test_a_terminal_gets_exceptions_below_the_line() -> None:

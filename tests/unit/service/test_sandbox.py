@@ -23,7 +23,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OCTET_THREADS": "1"}
 def open_sandbox(**limits: Any) -> Sandbox:
     return Sandbox(
         Limits(**{"timeout_s": 30.0, "memory_bytes": 512 * MIB, **limits}),
-        environment=ENVIRONMENT,
+        environment={**ENVIRONMENT, "OCTET_ADMIN_KEY": "a" * 32},
         module="tests.unit.service.sandbox_functions",
     )
 
@@ -45,6 +45,10 @@ def test_keeps_its_child_from_call_to_call(sandbox: Sandbox) -> None:
     first = sandbox.call("process", {}, what="looking")
     second = sandbox.call("process", {}, what="looking")
     assert first["pid"] == second["pid"] == sandbox.pid
+
+
+def test_a_child_that_runs_what_was_uploaded_is_not_told_the_administrators_key(sandbox: Sandbox) -> None:
+    assert not sandbox.call("process", {}, what="looking")["has_admin_key"]
 
 
 def test_child_leads_its_own_process_group_and_gets_the_environment(sandbox: Sandbox) -> None:

@@ -22,6 +22,8 @@ def test_a_key_is_a_prefix_an_id_and_256_random_bits() -> None:
     other, another = made()
     assert (other, another.id) != (text, key.id)
     assert other[-64:] != text[-64:]
+    # Of 64 random digits, one that is missing is rare, and six of them are no accident.
+    assert len(set(text[-64:])) > 10
 
 
 def test_what_is_kept_of_a_key_is_its_hash() -> None:

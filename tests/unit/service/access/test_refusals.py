@@ -16,7 +16,10 @@ def test_a_flood_of_refusals_is_a_line_a_second_that_says_how_many(
             refusals.note(Reason.UNKNOWN, key_id=None, client="10.0.0.7", path="/v1/models")
         now_s += 1.0
         refusals.note(Reason.SCOPE, key_id="k1", client="10.0.0.8", path="/v1/models")
-    first, second = caplog.records
+        now_s += 1.0
+        refusals.note(Reason.SCOPE, key_id="k1", client="10.0.0.8", path="/v1/models")
+    first, second, third = caplog.records
+    assert "; 0 more" in third.getMessage()
     assert first.getMessage() == "a request was refused: unknown; 0 more since the last line"
     assert second.getMessage() == "a request was refused: scope; 499 more since the last line"
     said = vars(second)
@@ -28,4 +31,4 @@ def test_a_flood_of_refusals_is_a_line_a_second_that_says_how_many(
     )
     [family] = refusals.collect()
     counts = {sample.labels["reason"]: sample.value for sample in family.samples}
-    assert (counts["unknown"], counts["scope"], counts["missing"]) == (500, 1, 0)
+    assert (counts["unknown"], counts["scope"], counts["missing"]) == (500, 2, 0)
