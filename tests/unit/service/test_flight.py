@@ -152,7 +152,7 @@ def test_on_a_full_disk_engines_run_unrecorded(small: Path, caplog: pytest.LogCa
     assert not list(small.glob("flight*"))
 
 
-def test_a_disk_that_is_full_later_costs_the_record_nothing(small: Path) -> None:
+def test_a_full_disk_later_costs_the_record_nothing(small: Path) -> None:
     path = small / "flight"
     recorder = FlightRecorder(path)
     with filled(small):

@@ -66,7 +66,7 @@ def test_on_a_full_disk_a_catalog_that_cannot_even_be_opened_is_full_too(small: 
     catalog.close()
 
 
-def test_a_full_disk_under_postgresql_is_told_from_a_database_that_is_away(
+def test_no_room_under_postgresql_is_told_from_a_database_that_is_away(
     postgresql_server: PostgreSQL,
 ) -> None:
     full = "DO $$ BEGIN RAISE EXCEPTION 'could not extend file' USING ERRCODE = '53100'; END $$"
