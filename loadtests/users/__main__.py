@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent.parent
 def main() -> int:
     """Runs the load; returns the exit status: 0 where every request was answered."""
     options = arguments().parse_args()
-    headers = dict(header.split(":", 1) for header in options.header)
+    headers = parsed_headers(options.header)
     with httpx.Client(base_url=options.url, headers=headers, timeout=30.0) as client:
         try:
             model = options.model or only_model(client)
@@ -80,13 +80,21 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
+def parsed_headers(said: Sequence[str]) -> dict[str, str]:
+    """Headers by name, of `NAME:VALUE` with or without spaces around either."""
+    pairs = (header.partition(":") for header in said)
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
 def only_model(client: httpx.Client) -> str:
     """The name of the model where there is one.
 
     Raises:
         InputError: there are more, or none.
     """
-    names = [model["name"] for model in client.get("/v1/models").raise_for_status().json()["models"]]
+    # A key that may infer may ask this.
+    versions = client.post("/v2/repository/index").raise_for_status().json()
+    names = sorted({version["name"] for version in versions})
     if len(names) != 1:
         there = f"there are {', '.join(names)}" if names else "there is none: upload one first"
         raise InputError(f"say whom to ask with MODEL=name; {there}.")

@@ -78,10 +78,8 @@ def audited(request: Request, action: Action, *, model: str | None = None) -> It
 
 def key_changed(action: Action, key: Key, *, by: str) -> None:
     """Writes the line for a change of a key."""
-    logger.info(
-        "%s %s (%s) by %s", action, key.id, key.name, by,
-        extra={"action": action.value, "outcome": DONE, "subject": key.id, "key": None, "key_name": by},
-    )  # fmt: skip
+    extra = {"action": action.value, "outcome": DONE, "subject": key.id, "key_name": by}
+    logger.info("%s %s (%s) by %s", action, key.id, key.name, by, extra=extra)
 
 
 def _write(change: Change, caller: Caller, client: str | None) -> None:

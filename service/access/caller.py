@@ -39,6 +39,6 @@ def note(scope: MutableMapping[str, Any], caller: Caller) -> None:
 
 
 def caller_of(scope: MutableMapping[str, Any]) -> Caller:
-    """Who has sent the request of this ASGI scope; the gate has looked at every one that a route sees."""
+    """Who has sent the request of this ASGI scope, to a call that is not open to all: the gate has noted it."""
     caller: Caller = scope[_SCOPE]
     return caller

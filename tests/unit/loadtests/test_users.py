@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from engines.model.tensors import TensorSpec
+from loadtests.users.__main__ import parsed_headers
 from loadtests.users.inputs import VARIANTS, InputError, encode_binary, encode_json, make_inputs
 from loadtests.users.page import Load, notes, render
 from loadtests.users.results import Step
@@ -41,6 +42,15 @@ def test_a_free_dimension_needs_a_size() -> None:
         make_inputs(metadata("INT64", -1, -1), rows=1, shapes={}, samples={})
     (first, *_) = make_inputs(metadata("INT64", -1, -1), rows=1, shapes={"x": (1, 7)}, samples={})
     assert first["x"].shape == (1, 7)
+
+
+def test_headers_are_said_as_they_are_written_everywhere() -> None:
+    said = ["Authorization: Bearer octet_1_2", "X-Team:models", "X-Time: 12:30"]
+    assert parsed_headers(said) == {
+        "Authorization": "Bearer octet_1_2",
+        "X-Team": "models",
+        "X-Time": "12:30",
+    }
 
 
 def scrape(rows: int, batches: int) -> str:
