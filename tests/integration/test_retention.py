@@ -13,7 +13,7 @@ from tests.integration.running import DIGITS, Octet, running, wait_for
 
 SAMPLES = (DIGITS / "samples.npz").read_bytes()
 MODEL = (DIGITS / "digits.onnx").read_bytes()
-GONE_S = 20.0
+GONE_S = 40.0
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def engines(octet: Octet, build_id: str) -> list[Path]:
     return [octet.home / "engines" / entry for entry, builds in uses.items() if build_id in builds]
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_samples_go_with_the_end_of_their_build_and_the_same_upload_still_finds_it(octet: Octet) -> None:
     build = succeeded(octet, "deleting", samples="delete")
     assert build["options"]["samples"] == "delete"
@@ -76,7 +76,7 @@ def test_samples_go_with_the_end_of_their_build_and_the_same_upload_still_finds_
     assert is_stored(octet, SAMPLES), "the other build keeps them"
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_engines_and_files_of_a_deleted_version_go_and_others_stay(octet: Octet) -> None:
     going = succeeded(octet, "going", precision="fp32")
     staying = succeeded(octet, "staying")
@@ -92,7 +92,7 @@ def test_engines_and_files_of_a_deleted_version_go_and_others_stay(octet: Octet)
     assert octet.infer("staying").status_code == 200
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_kills_in_the_middle_of_a_sweep_break_nothing(octet: Octet) -> None:
     plan = octet.home.parent / "plan"
     plan.write_text(
