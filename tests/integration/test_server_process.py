@@ -94,7 +94,7 @@ async def test_a_body_that_is_still_coming_is_answered_before_the_end(tmp_path: 
 async def test_a_setting_that_cannot_be_is_one_sentence_and_a_failure(tmp_path: Path) -> None:
     process = await start(tmp_path, free_port(), OCTET_MAX_BODY_BYTES="many")
     _, errors = await asyncio.wait_for(process.communicate(), 20)
-    assert process.returncode == 1
+    assert process.returncode == os.EX_CONFIG
     assert "OCTET_MAX_BODY_BYTES cannot be 'many'" in errors.decode()
     assert "Traceback" not in errors.decode()
 
