@@ -20,6 +20,7 @@ from engines.workspace import PREPARED, PROOF, QUANTIZED, Workspace
 from service.builds.sandbox import Limits
 from service.catalog.catalog import Version
 from service.errors import CancelledBuildError, SandboxError
+from service.retention.engine_uses import EngineUses
 from service.serving.engine_exchange import Compilation, EngineExchange
 from service.serving.flight import FlightRecorder, read
 from service.serving.loading import VersionLoader, subject_of
@@ -66,6 +67,7 @@ def loader(tmp_path: Path, **changes: object) -> VersionLoader:
         "rehearsals": Rehearsals(tmp_path / "rehearsals.json"),
         "crashes": CrashLog(tmp_path / "crashes.json"),
         "exchange": ALONE,
+        "uses": EngineUses(tmp_path / "engine-uses.json", tmp_path / "engines"),
         **changes,
     }
     return VersionLoader(
