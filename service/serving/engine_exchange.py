@@ -6,6 +6,7 @@ take its files from the store into their own caches. Each replays the proof all 
 
 import contextlib
 import logging
+import shutil
 import threading
 import time
 import uuid
@@ -111,11 +112,9 @@ class EngineExchange:
             for name in files:
                 (self._cache / name).parent.mkdir(parents=True, exist_ok=True)
                 (incoming / name).replace(self._cache / name)
-                (incoming / name).parent.rmdir()
         except (UnavailableError, StorageFullError, InvalidArtifactError, OSError) as error:
             logger.warning("an engine could not be taken from the store (%s); it is compiled here", error)
-        with contextlib.suppress(OSError):
-            incoming.rmdir()
+        shutil.rmtree(incoming, ignore_errors=True)
 
     def _keep(self, version: Version, hardware: str, done: threading.Event) -> None:
         while not done.wait(HOLD_S / 6):
