@@ -64,6 +64,18 @@ def test_the_first_server_compiles_and_the_second_takes_what_came_of_it(
     assert [known.state for known in states.of("m", 1)] == [EngineState.VERIFIED]
 
 
+def test_all_engines_of_a_version_are_taken(states: EngineStates, version: Version, tmp_path: Path) -> None:
+    names = [f"{KEY}/{number}.engine" for number in range(3)]
+    with server(states, tmp_path, "a").compilation(version, KEY, never) as compilation:
+        (tmp_path / "a" / KEY).mkdir(parents=True)
+        for name in names:
+            (tmp_path / "a" / name).write_text(name)
+        compilation.entries = names
+    with server(states, tmp_path, "b").compilation(version, KEY, never):
+        assert [(tmp_path / "b" / name).read_text() for name in names] == names
+    assert [path.name for path in (tmp_path / "b").iterdir()] == [KEY]
+
+
 def test_a_server_waits_for_one_that_compiles(states: EngineStates, version: Version, tmp_path: Path) -> None:
     order: list[str] = []
 
