@@ -94,15 +94,16 @@ def test_engines_and_files_of_a_deleted_version_go_and_others_stay(octet: Octet)
 
 @pytest.mark.timeout(300)
 def test_kills_in_the_middle_of_a_sweep_break_nothing(octet: Octet) -> None:
+    no_model = b"no model at all"
+    failing = octet.post("failing", no_model).json()["id"]
+    deleting = octet.upload("swept", samples="delete", calibration="max").json()["id"]
+    # After the uploads: a build of the test before may be dropped at any moment, and the service killed for it.
     plan = octet.home.parent / "plan"
     plan.write_text(
         "service worker sweep.builds_dropped\n"
         "process worker sweep.blobs_removed\n"
         "process worker sweep.samples_removed\n"
     )
-    no_model = b"no model at all"
-    failing = octet.post("failing", no_model).json()["id"]
-    deleting = octet.upload("swept", samples="delete", calibration="max").json()["id"]
 
     def went_on() -> bool:
         if octet.poll() is not None:
@@ -113,7 +114,12 @@ def test_kills_in_the_middle_of_a_sweep_break_nothing(octet: Octet) -> None:
     wait_for(octet.is_ready, "octet to be ready again", 60.0, octet)
     assert octet.ended(deleting)["state"] == "succeeded"
     wait_for(lambda: removed(octet, deleting), "the samples to be removed", GONE_S, octet)
-    assert octet.client.get(f"/v1/builds/{failing}").status_code == 404
+    wait_for(
+        lambda: octet.client.get(f"/v1/builds/{failing}").status_code == 404,
+        "the failed build to go",
+        GONE_S,
+        octet,
+    )
     wait_for(lambda: not is_stored(octet, no_model), "the failed upload to go", GONE_S, octet)
     assert is_stored(octet, MODEL)
     for model in ("swept", "staying"):
