@@ -36,6 +36,7 @@ _SHARED_SWEEP_S = 1.0
 """Every worker asks the same database."""
 _TAKE_BACK_S = 2.0
 _GIVE_UP_S = 5.0
+_MARK_S = 1.0
 _AFTER_FAILURE_S = 5.0
 """What fails may fail for long: the log is not filled with it."""
 _LEAST_ROOM_BYTES = 4 * MIB
@@ -63,6 +64,9 @@ def main() -> None:
 
 def run(settings: Settings) -> None:
     """Works through the queue for ever."""
+    mark = settings.home / READY
+    # Left by a worker before this one: it must not grow old while this one waits for a database.
+    mark.unlink(missing_ok=True)
     # Else it would end at its first note, and be started again and again.
     patiently(lambda: check_room(settings.home, _LEAST_ROOM_BYTES), waits_for=AWAY_OR_FULL)
     catalog = patiently(lambda: Catalog(settings.catalog_url), waits_for=AWAY_OR_FULL)
@@ -83,10 +87,12 @@ def run(settings: Settings) -> None:
     signal.signal(signal.SIGTERM, lambda *_: _leave(leases, heartbeat))
     queue.launch()
     PeriodicSweeps(Sweeper(settings, catalog, store), every_s=settings.sweep_every_s).start()
-    (settings.home / READY).touch()
+    mark.touch()
     logger.info("ready for builds as %s, on %s", leases.worker, leases.hardware)
     sweep_s = _SHARED_SWEEP_S if settings.shared else _SWEEP_S
     chores = [
+        # Here and not with the heartbeat, which goes on where this loop hangs.
+        Chore(mark.touch, every_s=_MARK_S),
         Chore(lambda: take_back(leases, heartbeat), every_s=_TAKE_BACK_S),
         Chore(queue.sweep, every_s=sweep_s),
         Chore(queue.give_up, every_s=_GIVE_UP_S),

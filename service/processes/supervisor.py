@@ -37,7 +37,7 @@ _GRACE_S = 25.0
 REFUSED = os.EX_CONFIG
 """Exit status of a child that cannot start as it was told to, and has said why: trying again would not help."""
 READY = "worker.ready"
-"""A file under the home that is there once the worker takes builds."""
+"""A file under the home that is there once the worker takes builds, touched for as long as its main loop goes round."""
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

@@ -1,6 +1,8 @@
 """Uploads, builds and models over HTTP, against a real service."""
 
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ import httpx
 import onnx
 import pytest
 
+from service.processes.supervisor import READY
 from tests.integration.running import DIGITS, Octet, running, wait_for
 
 MAX_UPLOAD_BYTES = 2_000_000
@@ -296,6 +299,20 @@ def test_only_the_port_asked_for_is_open(octet: Octet) -> None:
             if fields[3] == "0A" and fields[9] in own:
                 listening.append((fields[1].split(":")[0], int(fields[1].split(":")[1], 16)))
     assert listening == [("0100007F", octet.port)]
+
+
+def test_a_worker_shows_that_its_main_loop_goes_round(octet: Octet) -> None:
+    mark = octet.home / READY
+    [worker] = octet.processes("service.worker")
+    wait_for(mark.exists, "the worker to be ready", 60, octet)
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        os.utime(mark, (0, 0))
+        time.sleep(2.5)
+        assert mark.stat().st_mtime == 0
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    wait_for(lambda: mark.stat().st_mtime > 0, "the mark to be touched", 5, octet)
 
 
 def test_a_second_service_in_the_same_folder_says_who_holds_it(octet: Octet) -> None:

@@ -2,9 +2,11 @@
 
 import base64
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from pydantic import SecretStr
 from service.app import create_app
 from service.catalog.migration import migrate
 from service.catalog.schema import create_engine
+from service.processes.supervisor import READY
 from service.settings import Settings
 from tests.integration.chart.conftest import CHART
 from tests.integration.chart.manifests import Render, component_of, found
@@ -93,6 +96,21 @@ def test_workers_scale_to_zero_and_servers_do_not(helm: dict[str, Any]) -> None:
         for made in rendered(helm, "keda").of_kind("ScaledObject")
     }
     assert scaled == {"server": 2, "worker": 0}
+
+
+@pytest.mark.parametrize(("age_min", "alive"), [(None, True), (0, True), (14, True), (17, False)])
+def test_a_worker_lives_until_its_main_loop_has_hung_for_a_quarter_of_an_hour(
+    helm: dict[str, Any], tmp_path: Path, age_min: int | None, alive: bool
+) -> None:
+    [worker] = rendered(helm, "external").pod("worker")["spec"]["containers"]
+    command = [word.replace("/data", str(tmp_path)) for word in worker["livenessProbe"]["exec"]["command"]]
+    if age_min is not None:
+        mark = tmp_path / READY
+        mark.touch()
+        touched_s = time.time() - 60 * age_min
+        os.utime(mark, (touched_s, touched_s))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0, done.stderr) == (alive, "")
 
 
 def test_alerts_arrive_whole_and_name_the_runbooks(helm: dict[str, Any], tmp_path: Path) -> None:
