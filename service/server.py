@@ -1,8 +1,8 @@
 """The process that answers HTTP: `python -m service.server`, a child of `octet serve`.
 
 SIGTERM and SIGINT end it in order: not ready any more; new requests get 503 and their connections are closed, until
-those that were admitted are answered; then nobody is listened to any more, and it ends with status 0. A second
-signal ends it at once.
+those that were admitted are answered, which each is within its own `timeout_ms`; then nobody is listened to any more,
+and it ends with status 0. A second signal ends it at once.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ import resource
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
@@ -34,11 +35,11 @@ from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-# How long admitted requests may take after a signal, and then connections to end; they are cut afterwards. Together
-# less than the supervisor's own patience.
-_ANSWERING_S = 15.0
+ENDING_S = 15.0
+"""How long the end may take once what was admitted is answered, whatever hangs in it: a database, an engine."""
 # So long at least every client that sends another request is told that this server stops, and none is cut off.
 _LAST_CALL_S = 0.25
+# How long connections may take to end; they are cut afterwards.
 _GRACE_S = 5
 # Files that the server keeps open beside its connections: models, databases, pipes.
 _OTHER_FILES = 512
@@ -53,6 +54,8 @@ class Server(HttpServer):
         super().__init__(config)
         self._deployments: Deployments = app.state.octet.deployments
         self._retired_s: float | None = None
+        # How long the end may take before the process is ended; None where others live in the same process.
+        self.ends_within_s: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Takes a signal: from the first one on this server gets no new work, at the second it ends."""
@@ -67,12 +70,17 @@ class Server(HttpServer):
         """Ten times a second: whether to stop listening and end."""
         if self._retired_s is not None:
             waited_s = time.monotonic() - self._retired_s
-            answered = not self._deployments.inflight_requests and waited_s > _LAST_CALL_S
-            self.should_exit |= answered or waited_s > _ANSWERING_S
+            # No limit but the deadlines of what was admitted: a version may allow its requests an hour.
+            self.should_exit |= not self._deployments.inflight_requests and waited_s > _LAST_CALL_S
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stops listening, and ends the connections that there are."""
+        if self.ends_within_s is not None:
+            # A thread, for the loop itself may hang.
+            timer = threading.Timer(self.ends_within_s, _cut_short, (self.ends_within_s,))
+            timer.daemon = True
+            timer.start()
         for server in self.servers:
             server.close()
         listening.close(sockets or ())
@@ -90,6 +98,11 @@ class Server(HttpServer):
         finally:
             for number, handler in earlier.items():
                 signal.signal(number, handler)
+
+
+def _cut_short(after_s: float) -> None:
+    logger.warning("the end of the server took longer than %g s and is cut short", after_s)
+    os._exit(0)
 
 
 def configured(app: OctetApp, *, host: str, port: int, limits: ConnectionLimits | None = None) -> HttpConfig:
@@ -151,7 +164,9 @@ def main() -> None:
     app.gate.check_start()
     limits = ConnectionLimits(connections=connections_for(raise_open_files()))
     keep_what_is_there()
-    Server(configured(app, host=settings.host, port=settings.port, limits=limits), app).run(listeners)
+    server = Server(configured(app, host=settings.host, port=settings.port, limits=limits), app)
+    server.ends_within_s = ENDING_S
+    server.run(listeners)
     # A library that is compiling a model cannot be stopped, nor can the interpreter end in order beside it.
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):

@@ -33,7 +33,9 @@ _LONGEST_PAUSE_S = 10.0
 # A child that lived so long had started well.
 _HEALTHY_S = 10.0
 _MOST_DEATHS_AT_START = 3
-_GRACE_S = 25.0
+# Longer than a server that does well ever takes: the longest request that a build may ask for, and the end itself.
+# Whoever cannot wait says so with a second signal, or ends us with SIGKILL, and then the children end as well.
+_GRACE_S = 3630.0
 REFUSED = os.EX_CONFIG
 """Exit status of a child that cannot start as it was told to, and has said why: trying again would not help."""
 READY = "worker.ready"

@@ -29,8 +29,8 @@
 {{- if and (eq .server.autoscaling.kind "keda") (not .prometheus.address) }}
 {{- fail "server.autoscaling.kind is keda and prometheus.address is empty: KEDA asks it how long requests wait. Set it, such as http://prometheus.monitoring:9090." }}
 {{- end }}
-{{- if lt (int .server.gracePeriodSeconds) (add (int .server.drainSeconds) 30 | int) }}
-{{- fail (printf "server.gracePeriodSeconds is %v and server.drainSeconds is %v: admitted requests would be cut off. Set it to %v or more." .server.gracePeriodSeconds .server.drainSeconds (add .server.drainSeconds 30)) }}
+{{- if lt (int .server.gracePeriodSeconds) (add (int .server.drainSeconds) 45 | int) }}
+{{- fail (printf "server.gracePeriodSeconds is %v and server.drainSeconds is %v: admitted requests would be cut off. Set it to %v or more." .server.gracePeriodSeconds .server.drainSeconds (add .server.drainSeconds 45)) }}
 {{- end }}
 {{- if and .ingress.enabled (not .ingress.hosts) }}
 {{- fail "ingress.enabled is true and ingress.hosts is empty: every host name of the controller would lead to octet. Name yours." }}

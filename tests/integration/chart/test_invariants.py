@@ -8,10 +8,9 @@ import pytest
 
 from service.settings import Settings
 from tests.integration.chart.manifests import Render, component_of, containers, found, selects, texts
-from tests.integration.chart.values import GOOD
+from tests.integration.chart.values import GOOD, LONGEST_S
 
 PLAN_SECRET = "OCTET_PLAN_SECRET"
-LONGEST_REQUEST_S = 30
 GPU = "nvidia.com/gpu"
 
 
@@ -183,7 +182,7 @@ def test_servers_have_the_time_to_answer_what_they_admitted(render: Render) -> N
     spec = render.pod("server")["spec"]
     [sleep] = found(spec, "preStop")
     drain_s = int(sleep["exec"]["command"][1])
-    assert spec["terminationGracePeriodSeconds"] >= drain_s + LONGEST_REQUEST_S
+    assert spec["terminationGracePeriodSeconds"] >= drain_s + LONGEST_S
 
 
 def test_no_host_is_baked_in(render: Render) -> None:

@@ -2,8 +2,13 @@
 
 from typing import Any
 
+from engines.options import Batching
+from service.server import ENDING_S
+
 Values = dict[str, Any]
 
+LONGEST_S = Batching().timeout_ms / 1e3 + ENDING_S
+"""What a server may take after SIGTERM, unless builds ask for more."""
 POSTGRESQL = "postgresql://octet:secret@database.invalid/octet"
 EXTERNAL: Values = {
     "database": {"url": POSTGRESQL},
@@ -70,6 +75,9 @@ GOOD: dict[str, Values] = {
     "bundled": {"postgresql": {"enabled": True}, "store": {"claim": "shared"}},
     "keda": merged(EXTERNAL, KEDA),
     "hpa": merged(EXTERNAL, {"server": {"autoscaling": {"kind": "hpa"}}}),
+    "no time to spare": merged(
+        EXTERNAL, {"server": {"drainSeconds": 7, "gracePeriodSeconds": int(7 + LONGEST_S)}}
+    ),
     "ingress": merged(EXTERNAL, INGRESS),
     "hardened": merged(
         EXTERNAL,
@@ -137,7 +145,10 @@ BAD: dict[str, tuple[Values, str]] = {
         merged(EXTERNAL, {"server": {"autoscaling": {"kind": "keda"}}}),
         "prometheus.address is empty",
     ),
-    "no time to drain": ({"server": {"gracePeriodSeconds": 30}}, "Set it to 40 or more"),
+    "no time to drain": (
+        {"server": {"drainSeconds": 7, "gracePeriodSeconds": int(7 + LONGEST_S) - 1}},
+        f"Set it to {7 + LONGEST_S:g} or more",
+    ),
     "every host": ({"ingress": {"enabled": True}}, "ingress.hosts is empty"),
     "no gateway": ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs is empty"),
 }

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
+from engines.options import Batching
+from service.server import ENDING_S
 from service.settings import Settings
 from tests.unit.deployment.monitoring import ROOT, alerts, dashboard
 
@@ -56,6 +58,11 @@ def test_composed_octets_are_told_what_there_is_to_be_told() -> None:
         assert {variable for variable in told if variable.startswith("OCTET_")} <= known
         assert service["read_only"]
         assert service["cap_drop"] == ["ALL"]
+
+
+def test_a_composed_server_has_the_time_to_answer_what_it_admitted() -> None:
+    grace = compose()["services"]["server"]["stop_grace_period"]
+    assert int(grace.removesuffix("s")) >= Batching().timeout_ms / 1e3 + ENDING_S
 
 
 def test_nothing_composed_listens_beyond_this_machine() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from engines.options import Batching
 from service.app import create_app
+from service.server import ENDING_S
 from service.settings import DAY_S, GIB, MIB, Settings
 from tests.unit.deployment.monitoring import ROOT, alerts, metrics_of
 
@@ -69,6 +70,14 @@ def test_limits_are_the_defaults(tmp_path: Path) -> None:
     }
     rows = f"{batching.max_batch_rows}, {batching.max_queue_rows}, {batching.timeout_ms // 1000} s"
     assert f"| {rows} |" in GUIDE
+
+
+def test_the_time_to_end_is_that_of_the_code() -> None:
+    request_s = Batching().timeout_ms / 1e3
+    chapter = " ".join(GUIDE.split())
+    assert f"A request takes {request_s:g} s at most" in chapter
+    assert f"the end up to {ENDING_S:g} s more" in chapter
+    assert f"waits less than {request_s + ENDING_S:g} s before SIGKILL" in chapter
 
 
 def test_the_commands_of_backups_are_those_of_the_script() -> None:

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from engines.options import Batching
+from service.processes import supervisor
 from service.processes.supervisor import blame
+from service.server import ENDING_S
 from service.serving.flight import FlightRecorder, Subject
 from service.serving.quarantine import CrashLog
 from service.settings import Settings
@@ -32,3 +35,8 @@ def test_nobody_is_blamed_where_nothing_was_running(tmp_path: Path, caplog: pyte
         blame(settings, "SIGABRT")
     assert caplog.messages == ["the server died of SIGABRT; suspected: no engine was running"]
     assert CrashLog(settings.crash_file).suspects == set()
+
+
+def test_a_server_has_the_time_to_answer_the_longest_request_that_a_build_may_ask_for() -> None:
+    [most_ms] = [limit.le for limit in Batching.model_fields["timeout_ms"].metadata if hasattr(limit, "le")]
+    assert most_ms / 1e3 + ENDING_S < supervisor._GRACE_S
