@@ -19,6 +19,7 @@ from service.builds.leases import Leases
 from service.builds.patience import AWAY_OR_FULL, patiently
 from service.builds.run import Builder
 from service.catalog.catalog import Catalog
+from service.catalog.connections import checked_arguments
 from service.catalog.schema import create_engine, translated
 from service.errors import StartError
 
@@ -32,6 +33,10 @@ build at each change of either."""
 _QUEUE_POLL_S = 0.2
 _SHARED_QUEUE_POLL_S = 1.0
 """Every worker asks the same database."""
+_KEPT_CONNECTIONS = 3
+"""Of the queue, to a shared database: dbos always holds one, for jobs that one worker does for all."""
+_MORE_CONNECTIONS = 4
+"""For a moment, where its threads ask at the same time."""
 _MOST_CLAIMS = 100
 """A build that was begun so often, because its worker died each time, is given up."""
 _ENDED = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
@@ -75,9 +80,13 @@ class BuildQueue:
             "run_migrations": self._url.startswith("sqlite"),
             "enable_otlp": False,
             "log_level": "WARNING",
-            # Builds are waited for by nobody inside of dbos.
+            # Builds are waited for by nobody inside of dbos: no connection has to listen for their ends.
+            "use_listen_notify": False,
             "notification_listener_polling_interval_sec": 60.0,
         }
+        if not self._url.startswith("sqlite"):
+            config["db_engine_kwargs"] = checked_arguments() | {"max_overflow": _MORE_CONNECTIONS}
+            config["sys_db_pool_size"] = _KEPT_CONNECTIONS
         DBOS(config=config)
         DBOS.listen_queues([self._name])
         try:

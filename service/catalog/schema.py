@@ -12,6 +12,7 @@ from sqlalchemy import JSON, ForeignKey
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from service.catalog.connections import checked_arguments
 from service.errors import CatalogUnavailableError, StorageFullError
 
 WRITES = {"octet_writes": True}
@@ -26,9 +27,6 @@ _DISK_FULL = "53100"
 """PostgreSQL's state for a disk, or a quota on it, that is used up."""
 _NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 """SQLite's codes for that; the second where a file cannot even be opened, for want of an index of its log."""
-_CONNECT_S = 5
-_SILENT_MS = 15_000
-"""A connection whose packets nobody has acknowledged for so long is dead: the machine behind it is gone."""
 
 
 class Base(DeclarativeBase):
@@ -200,20 +198,19 @@ def create_engine(url: str) -> sa.Engine:
     """An engine whose commits survive a power cut: SQLite in WAL mode with full synchronisation."""
     parsed = sa.make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return sa.create_engine(
-            parsed.set(drivername="postgresql+psycopg"),
-            pool_pre_ping=True,
-            connect_args={
-                "connect_timeout": _CONNECT_S,
-                "tcp_user_timeout": _SILENT_MS,
-                "application_name": "octet",
-            },
-        )
+        return sa.create_engine(parsed.set(drivername="postgresql+psycopg"), **checked_arguments())
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = sa.create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000})
     sa.event.listen(engine, "connect", _configure)
     sa.event.listen(engine, "begin", _begin)
+    return engine
+
+
+def asking(engine: sa.Engine) -> sa.Engine:
+    """An engine for single questions: with PostgreSQL without the begin and the end that take as long as the answer."""
+    if engine.dialect.name == "postgresql":
+        return engine.execution_options(isolation_level="AUTOCOMMIT")
     return engine
 
 

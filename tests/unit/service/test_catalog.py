@@ -73,6 +73,16 @@ def test_an_equal_upload_gets_the_build_that_was_published(catalog: Catalog) -> 
     assert (again.id, again.state, is_new) == (build.id, BuildState.SUCCEEDED, False)
 
 
+def test_a_recent_answer_about_the_revision_is_told_again_to_who_takes_it(catalog: Catalog, url: str) -> None:
+    before = catalog.revision()
+    other = Catalog(url)
+    publish(other)
+    other.close()
+    assert catalog.revision(within_s=60.0) == before
+    assert catalog.revision() != before
+    assert catalog.revision(within_s=60.0) == catalog.revision()
+
+
 def test_force_builds_again(catalog: Catalog) -> None:
     build, _ = catalog.accept(new())
     again, is_new = catalog.accept(new(), force=True)
