@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 
 from service.batching.device import Device
 from service.catalog.catalog import Catalog, Version
+from service.catalog.following import versions_beside
 from service.errors import UnavailableError
 from service.monitoring.metrics import Metrics
 from service.processes.daemon_threads import in_daemon_thread
@@ -69,9 +70,11 @@ class Caretaker:
         away = False
         while True:
             try:
-                revision = await asyncio.to_thread(self._catalog.revision)
+                # The keys are followed as often: one look is enough for both.
+                revision = await asyncio.to_thread(self._catalog.revision, within_s=self._poll_s)
                 if revision != self._revision:
-                    self._inventory.publish(await asyncio.to_thread(self._catalog.versions))
+                    known = list(self._inventory.published.values())
+                    self._inventory.publish(await asyncio.to_thread(versions_beside, self._catalog, known))
                     self._revision = revision
                 away = False
             except UnavailableError as error:
