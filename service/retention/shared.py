@@ -50,8 +50,12 @@ class EndedSamples(Rule):
 
     def apply(self, beat: Beat) -> Removal:
         due, count, gone = self._due(), 0, set[str]()
+        builds_due, digests_due = self._retention.samples_due(due)
+        if not builds_due:
+            # Nobody has to wait for a turn of which nothing comes.
+            return Removal()
         # Asked for beforehand, where nobody waits for a slow store.
-        sizes_bytes = {digest: self._size_bytes(digest) for digest in self._retention.samples_due(due)[1]}
+        sizes_bytes = {digest: self._size_bytes(digest) for digest in digests_due}
 
         def remove(digests: Collection[str]) -> None:
             self._store.delete(digests)

@@ -154,6 +154,19 @@ def test_samples_are_kept_for_their_time_and_not_longer(
     assert there(store, build.files) == {MODEL}
 
 
+def test_where_no_samples_are_due_nobody_waits_for_a_turn(
+    catalog: Catalog, store: BlobStore, retention: Retention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All processes of a fleet ask every few seconds."""
+    uploaded(catalog, store, "a", samples=Samples.DELETE)
+
+    def turn() -> object:
+        raise AssertionError("a turn was taken")
+
+    monkeypatch.setattr(catalog, "turn", turn)
+    assert applied(EndedSamples(retention, store)) == Removal()
+
+
 def test_samples_that_a_build_still_needs_or_keeps_stay_though_another_wants_them_gone(
     catalog: Catalog, store: BlobStore, retention: Retention
 ) -> None:
