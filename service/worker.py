@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
+from service.builds.ended_runs import EVERY_S as FORGET_EVERY_S
+from service.builds.ended_runs import forget_ended
 from service.builds.heartbeat import Heartbeat
 from service.builds.leases import Leases, worker_name
 from service.builds.patience import AWAY_OR_FULL, patiently
@@ -96,6 +98,7 @@ def run(settings: Settings) -> None:
         Chore(lambda: take_back(leases, heartbeat), every_s=_TAKE_BACK_S),
         Chore(queue.sweep, every_s=sweep_s),
         Chore(queue.give_up, every_s=_GIVE_UP_S),
+        Chore(lambda: forget_ended(catalog), every_s=FORGET_EVERY_S),
     ]
     while True:
         for chore in chores:
@@ -155,7 +158,7 @@ def build_sandbox(settings: Settings) -> Sandbox:
 class Chore:
     """Something to be done every now and then, of which a failure must not end the worker."""
 
-    def __init__(self, work: Callable[[], None], *, every_s: float) -> None:
+    def __init__(self, work: Callable[[], object], *, every_s: float) -> None:
         self._work = work
         self._every_s = every_s
         self._due_at = time.monotonic()

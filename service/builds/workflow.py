@@ -15,6 +15,7 @@ from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SetWorkflowID
 from dbos import error as dbos_errors
 
 from service.builds.crashpoints import reached
+from service.builds.ended_runs import ENDED
 from service.builds.leases import Leases
 from service.builds.patience import AWAY_OR_FULL, patiently
 from service.builds.run import Builder
@@ -39,7 +40,6 @@ _MORE_CONNECTIONS = 4
 """For a moment, where its threads ask at the same time."""
 _MOST_CLAIMS = 100
 """A build that was begun so often, because its worker died each time, is given up."""
-_ENDED = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
 
 
 class BuildQueue:
@@ -120,7 +120,7 @@ class BuildQueue:
         """Fails builds of this worker that the queue is done with although the catalog is not."""
         for build_id, run in self._leases.mine():
             status = DBOS.get_workflow_status(run)
-            if status is not None and status.status in _ENDED:
+            if status is not None and status.status in ENDED:
                 reason = f"{status.status.lower()}: {status.error}" if status.error else status.status.lower()
                 self._catalog.fail(
                     build_id,
