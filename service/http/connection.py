@@ -19,6 +19,9 @@ from service.http.requests import RequestParser
 
 # More of a body than this does not wait for the application; reading pauses.
 _WAITING_BYTES = 1 << 16
+# So much is parsed before the question whether a request waits already. A client may send hundreds of them at once:
+# parsed together, they would hold up all other clients, and each would take the memory of a request.
+_SLICE_BYTES = 1 << 12
 # What was not understood well enough to be a request is answered as this one.
 _NOBODY = {"method": "GET", "http_version": "1.1"}
 
@@ -56,6 +59,8 @@ class Connection(asyncio.Protocol):
         self._incoming: Exchange | None = None
         self._current: Exchange | None = None
         self._next: deque[Exchange] = deque()
+        # What came with a request that waits, and after it, as it came; nothing more is read meanwhile.
+        self._unparsed: bytes | memoryview = b""
         # Whether a head is due, or part of one is there; an idle connection owes nothing.
         self._in_head = True
         # Since when the client has been owing what it owes now, by the loop's clock.
@@ -96,12 +101,8 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def data_received(self, data: bytes) -> None:
-        if self._last_words is not None:
-            return
-        try:
-            self._parser.feed(data)
-        except ServiceError as error:
-            self._end(error)
+        self._unparsed = data
+        self._parse()
 
     def eof_received(self) -> None:
         """Has the transport close: see the class."""
@@ -112,6 +113,7 @@ class Connection(asyncio.Protocol):
             if exchange is not None:
                 exchange.disconnect()
         self._next.clear()
+        self._unparsed = b""
         self.resume_writing()
         # They refer back here, and are not used any more: memory shall not wait for the garbage collector.
         self._current = self._incoming = None
@@ -243,6 +245,19 @@ class Connection(asyncio.Protocol):
         elif self._current is None:
             self._check_head_time(now_s)
 
+    def _parse(self) -> None:
+        """Parses what has come, up to a request that has to wait for the one before it."""
+        left, self._unparsed = self._unparsed, b""
+        while left and not self._next and self._last_words is None:
+            # A body is passed on whole.
+            size = max(_SLICE_BYTES, self._parser.body_bytes)
+            part, left = (left, b"") if len(left) <= size else (left[:size], memoryview(left)[size:])
+            try:
+                self._parser.feed(part)
+            except ServiceError as error:
+                self._end(error)
+        self._unparsed = left if self._last_words is None else b""
+
     def _begin(self, exchange: Exchange) -> None:
         self._current = exchange
         task = self._loop.create_task(exchange.run(self._application))
@@ -266,6 +281,7 @@ class Connection(asyncio.Protocol):
             return
         if self._next:
             self._begin(self._next.popleft())
+            self._parse()
         elif self._last_words is not None:
             self._current = Exchange(self, dict(_NOBODY), keep_alive=False, expects_continue=False)
             self._current.refuse(self._last_words)

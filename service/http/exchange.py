@@ -169,10 +169,12 @@ class Exchange:
         if not self.received and self.waiting_bytes < size and not self.disconnected:
             # Not a bytearray, which would be filled with zeros first.
             buffer = np.empty(size, np.uint8).data
-            come = self._taken()
-            buffer[: len(come)] = come
-            self._pieces.append(buffer)
-            self._channel.read_into(buffer[len(come) :])
+            come = 0
+            for piece in self._pieces:
+                buffer[come : come + len(piece)] = piece
+                come += len(piece)
+            self._pieces, self.waiting_bytes = [buffer], 0
+            self._channel.read_into(buffer[come:])
         while not self.received and not self.disconnected:
             await self._change()
         if self.disconnected:

@@ -41,6 +41,8 @@ class RequestParser:
         self._most_bytes = most_bytes
         # Received since there last was something to tell.
         self.mute_bytes = 0
+        # What is still to come of a body whose length was said.
+        self.body_bytes = 0
         # Whether part of a head is there.
         self.reads_head = False
         self._upgrades = False
@@ -49,7 +51,7 @@ class RequestParser:
         self._expects_continue = False
         self._llhttp: Any = httptools.HttpRequestParser(self)
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | memoryview) -> None:
         """Reads bytes and tells the receiver what they complete.
 
         Raises:
@@ -57,7 +59,7 @@ class RequestParser:
             HeadTooLargeError: a head, or what follows a chunked body, is over its limit.
         """
         self.mute_bytes += len(data)
-        left: bytes | memoryview = data
+        left = data
         while left:
             try:
                 self._llhttp.feed_data(left)
@@ -72,6 +74,7 @@ class RequestParser:
 
     def body_was_read(self) -> None:
         """Takes the news that somebody else read the rest of the body off the connection."""
+        self.body_bytes = 0
         # llhttp cannot skip; a new one waits for a head.
         self._llhttp = httptools.HttpRequestParser(self)
 
@@ -81,6 +84,7 @@ class RequestParser:
 
     def on_message_begin(self) -> None:
         self._url, self._headers, self._expects_continue = b"", [], False
+        self.body_bytes = 0
         self.reads_head = True
         self._receiver.on_message_begin()
 
@@ -94,6 +98,8 @@ class RequestParser:
             self._headers.append((name, value))
             if name == b"expect" and value.lower() == b"100-continue":
                 self._expects_continue = True
+            elif name == b"content-length" and value.isdigit():
+                self.body_bytes = int(value)
 
     def on_headers_complete(self) -> None:
         if self.mute_bytes > self._most_bytes:
@@ -127,6 +133,7 @@ class RequestParser:
 
     def on_body(self, body: bytes) -> None:
         self.mute_bytes = 0
+        self.body_bytes -= len(body)
         self._receiver.on_body(body)
 
     def on_message_complete(self) -> None:

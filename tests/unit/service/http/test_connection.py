@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import re
 
 import pytest
@@ -83,6 +84,35 @@ async def test_requests_sent_ahead_are_answered_in_order() -> None:
         sent = b"".join(request("POST", "/", b"%d" % number) for number in range(50))
         raw = await server.exchange(sent + request("POST", "/", b"last", CLOSE))
         assert re.findall(rb"\r\n\r\n(\d+|last)", raw) == [*(b"%d" % number for number in range(50)), b"last"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_bodies_of_requests_sent_ahead_come_whole_wherever_they_are_cut(seed: int) -> None:
+    chance = random.Random(seed)
+    bodies = [chance.randbytes(chance.choice([0, 1, 100, 4096, 9000, 70_000])) for _ in range(60)]
+    sent = b"".join(
+        request("POST", "/", chunked(body), {"Transfer-Encoding": "chunked"})
+        if body and chance.random() < 0.3
+        else request("POST", chance.choice(["/", "/whole"]), body)
+        for body in bodies
+    )
+    async with plain_server() as server:
+        reader, writer = await server.connect()
+
+        async def send() -> None:
+            start = 0
+            while start < len(sent):
+                end = start + chance.choice([1, 300, 4096, 300_000])
+                writer.write(sent[start:end])
+                await writer.drain()
+                await asyncio.sleep(0)
+                start = end
+
+        sending = asyncio.create_task(send())
+        for body in bodies:
+            assert (await read_reply(reader)).body == body
+        await sending
+        writer.close()
 
 
 async def test_an_answer_of_unknown_length_is_chunked() -> None:

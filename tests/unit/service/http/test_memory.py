@@ -1,5 +1,6 @@
 """What connections leave behind: nothing."""
 
+import asyncio
 import gc
 import weakref
 from typing import cast
@@ -8,6 +9,7 @@ import pytest
 
 from service.http import server as http_server
 from service.http.connection import Connection
+from service.http.exchange import Exchange
 from service.processes import memory
 from service.processes.spare_memory import SpareMemory
 from tests.unit.service.http.plain_server import plain_server
@@ -45,6 +47,19 @@ async def test_nor_does_the_body_of_a_client_that_left_wait_for_it(path: str) ->
             await until(lambda: connection() is None)
         finally:
             gc.enable()
+
+
+@pytest.mark.parametrize("first_bytes", [200, 300_000])
+async def test_requests_sent_ahead_wait_as_the_bytes_that_they_are(first_bytes: int) -> None:
+    async with plain_server() as server:
+        server.app.gate.clear()
+        _, writer = await server.connect()
+        writer.write(request("POST", "/", b"x" * first_bytes) + request("POST", "/", b"x" * 200) * 1000)
+        await until(lambda: bool(server.app.seen))
+        await asyncio.sleep(0.2)
+        waiting = sum(isinstance(thing, Exchange) for thing in gc.get_objects())
+        writer.close()
+    assert 1 < waiting < 40
 
 
 async def test_memory_is_given_back_once_many_connections_have_gone(monkeypatch: pytest.MonkeyPatch) -> None:
