@@ -29,6 +29,12 @@
 {{- if and (eq .server.autoscaling.kind "keda") (not .prometheus.address) }}
 {{- fail "server.autoscaling.kind is keda and prometheus.address is empty: KEDA asks it how long requests wait. Set it, such as http://prometheus.monitoring:9090." }}
 {{- end }}
+{{- if and (eq .worker.keda.kind "job") (not .worker.keda.enabled) }}
+{{- fail "worker.keda.kind is job and worker.keda.enabled is false: nothing would start the jobs. Set worker.keda.enabled to true, or worker.keda.kind to deployment." }}
+{{- end }}
+{{- if and (eq .worker.keda.kind "job") (gt (int .worker.keda.minReplicas) 0) }}
+{{- fail (printf "worker.keda.kind is job and worker.keda.minReplicas is %v: a job ends where no build is left for it, and would be started again and again. Set worker.keda.minReplicas to 0, or worker.keda.kind to deployment." .worker.keda.minReplicas) }}
+{{- end }}
 {{- if lt (int .server.gracePeriodSeconds) (add (int .server.drainSeconds) 45 | int) }}
 {{- fail (printf "server.gracePeriodSeconds is %v and server.drainSeconds is %v: admitted requests would be cut off. Set it to %v or more." .server.gracePeriodSeconds .server.drainSeconds (add .server.drainSeconds 45)) }}
 {{- end }}

@@ -19,6 +19,11 @@
 {{- if or .Values.database.url .Values.database.external .Values.postgresql.enabled }}true{{ end }}
 {{- end }}
 
+{{/* "true" where each build is a job of its own. */}}
+{{- define "octet.jobs" -}}
+{{- if and .Values.worker.keda.enabled (eq .Values.worker.keda.kind "job") }}true{{ end }}
+{{- end }}
+
 {{/* Which pods are of the release; takes (list $ "server"). */}}
 {{- define "octet.selector" -}}
 app.kubernetes.io/name: {{ (index . 0).Chart.Name }}

@@ -22,8 +22,14 @@ class Render:
     @property
     def pods(self) -> list[Manifest]:
         """Templates of pods, and pods."""
+        return [*self.staying, *self.of_kind("Pod")]
+
+    @property
+    def staying(self) -> list[Manifest]:
+        """Templates of pods that work until they are ended, or for as long as a build takes."""
         workloads = self.of_kind("Deployment", "StatefulSet")
-        return [*(workload["spec"]["template"] for workload in workloads), *self.of_kind("Pod")]
+        jobs = [scaled["spec"]["jobTargetRef"] for scaled in self.of_kind("ScaledJob")]
+        return [*(workload["spec"]["template"] for workload in workloads), *(job["template"] for job in jobs)]
 
     def pod(self, component: str) -> Manifest:
         [found] = [pod for pod in self.pods if component_of(pod) == component]

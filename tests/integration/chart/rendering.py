@@ -29,7 +29,7 @@ KINDS = {
     "policy/v1": ["PodDisruptionBudget"],
     "networking.k8s.io/v1": ["Ingress", "NetworkPolicy"],
     "gateway.networking.k8s.io/v1": ["HTTPRoute"],
-    "keda.sh/v1alpha1": ["ScaledObject", "TriggerAuthentication"],
+    "keda.sh/v1alpha1": ["ScaledJob", "ScaledObject", "TriggerAuthentication"],
     "monitoring.coreos.com/v1": ["ServiceMonitor", "PrometheusRule"],
 }
 CUSTOM = ("keda.sh/", "monitoring.coreos.com/", "gateway.networking.k8s.io/")
@@ -128,10 +128,24 @@ def rendered(configuration: Any, chart: str, values: dict[str, Any], posted: lis
     return {"manifests": manifests, "invalid": invalid(manifests), "notes": made["info"]["notes"]}
 
 
+def jobs(manifests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The jobs that KEDA starts, as manifests of their own."""
+    return [
+        {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": manifest["metadata"],
+            "spec": manifest["spec"]["jobTargetRef"],
+        }
+        for manifest in manifests
+        if manifest["kind"] == "ScaledJob"
+    ]
+
+
 def invalid(manifests: list[dict[str, Any]]) -> list[str]:
     """What Kubernetes' schemas say against manifests of its own kinds."""
     said = []
-    for manifest in manifests:
+    for manifest in [*manifests, *jobs(manifests)]:
         if manifest["apiVersion"].startswith(CUSTOM):
             continue
         try:

@@ -98,6 +98,54 @@ def test_workers_scale_to_zero_and_servers_do_not(helm: dict[str, Any]) -> None:
     assert scaled == {"server": 2, "worker": 0}
 
 
+def test_a_build_gets_a_job_that_no_upgrade_and_no_limit_ends(helm: dict[str, Any]) -> None:
+    render = rendered(helm, "jobs")
+    [scaled] = render.of_kind("ScaledJob")
+    spec, job = scaled["spec"], scaled["spec"]["jobTargetRef"]
+    assert component_of(scaled) == "worker"
+    assert spec["rollout"] == {"strategy": "gradual"}
+    assert (spec.get("minReplicaCount", 0), spec["maxReplicaCount"]) == (0, 4)
+    assert job.keys() == {"backoffLimit", "template"}
+    [worker] = job["template"]["spec"]["containers"]
+    assert worker["args"] == ["worker", "--once", "--idle-s", "60"]
+    assert [component_of(made) for made in render.of_kind("Deployment")] == ["server"]
+    assert [component_of(made) for made in render.of_kind("ScaledObject")] == ["server"]
+
+
+def test_a_build_whose_worker_died_gets_another_job(helm: dict[str, Any]) -> None:
+    [scaled] = rendered(helm, "jobs").of_kind("ScaledJob")
+    [trigger] = scaled["spec"]["triggers"]
+    # Both count: jobs that live are taken off, so what is left over is queued, or runs without one.
+    assert trigger["metadata"]["query"] == (CHART / "files" / "builds.sql").read_text().strip()
+    assert (trigger["metadata"]["targetQueryValue"], scaled["spec"]["scalingStrategy"]) == (
+        "1",
+        {"strategy": "default"},
+    )
+
+
+def test_the_pod_of_a_job_is_that_of_a_worker(helm: dict[str, Any]) -> None:
+    job, worker = (rendered(helm, name).pod("worker") for name in ("jobs", "keda"))
+    assert job["metadata"]["labels"] == worker["metadata"]["labels"]
+    assert job["spec"].pop("restartPolicy") == "OnFailure"
+    del job["spec"]["containers"][0]["args"], worker["spec"]["containers"][0]["args"]
+    assert job["spec"] == worker["spec"]
+
+
+def test_autoscalers_leave_jobs_alone_unless_told_else_and_nodes_can_be_drained(helm: dict[str, Any]) -> None:
+    kept = {
+        "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+        "karpenter.sh/do-not-disrupt": "true",
+    }
+    for name, told in (
+        ("jobs", kept),
+        ("jobs that may be moved", kept | {"karpenter.sh/do-not-disrupt": "false"}),
+    ):
+        render = rendered(helm, name)
+        assert told.items() <= render.pod("worker")["metadata"]["annotations"].items()
+        assert [component_of(budget) for budget in render.of_kind("PodDisruptionBudget")] == ["server"]
+    assert not kept.keys() & rendered(helm, "keda").pod("worker")["metadata"]["annotations"].keys()
+
+
 @pytest.mark.parametrize(("age_min", "alive"), [(None, True), (0, True), (14, True), (17, False)])
 def test_a_worker_lives_until_its_main_loop_has_hung_for_a_quarter_of_an_hour(
     helm: dict[str, Any], tmp_path: Path, age_min: int | None, alive: bool

@@ -32,8 +32,8 @@ def test_every_container_has_requests_and_limits(render: Render) -> None:
 
 
 def test_every_container_that_stays_is_probed(render: Render) -> None:
-    for workload in render.of_kind("Deployment", "StatefulSet"):
-        for container in workload["spec"]["template"]["spec"]["containers"]:
+    for pod in render.staying:
+        for container in pod["spec"]["containers"]:
             assert {"startupProbe", "livenessProbe", "readinessProbe"} <= container.keys()
 
 

@@ -74,6 +74,18 @@ GOOD: dict[str, Values] = {
     },
     "bundled": {"postgresql": {"enabled": True}, "store": {"claim": "shared"}},
     "keda": merged(EXTERNAL, KEDA),
+    "jobs": merged(EXTERNAL, KEDA, {"worker": {"keda": {"kind": "job"}}}),
+    "jobs that may be moved": merged(
+        GPU,
+        {
+            "postgresql": {"enabled": True},
+            "store": {"claim": "shared"},
+            "worker": {
+                "keda": {"enabled": True, "kind": "job", "maxReplicas": 20},
+                "podAnnotations": {"karpenter.sh/do-not-disrupt": "false"},
+            },
+        },
+    ),
     "hpa": merged(EXTERNAL, {"server": {"autoscaling": {"kind": "hpa"}}}),
     "no time to spare": merged(
         EXTERNAL, {"server": {"drainSeconds": 7, "gracePeriodSeconds": int(7 + LONGEST_S)}}
@@ -148,6 +160,19 @@ BAD: dict[str, tuple[Values, str]] = {
     "no time to drain": (
         {"server": {"drainSeconds": 7, "gracePeriodSeconds": int(7 + LONGEST_S) - 1}},
         f"Set it to {7 + LONGEST_S:g} or more",
+    ),
+    "jobs that nobody starts": (
+        merged(EXTERNAL, {"worker": {"keda": {"kind": "job"}}}),
+        "Set worker.keda.enabled to true",
+    ),
+    "jobs without builds": (
+        merged(EXTERNAL, {"worker": {"keda": {"enabled": True, "kind": "job", "minReplicas": 1}}}),
+        "worker.keda.minReplicas is 1",
+    ),
+    "jobs of one pod": ({"worker": {"keda": {"enabled": True, "kind": "job"}}}, "does not scale"),
+    "a kind that there is not": (
+        merged(EXTERNAL, {"worker": {"keda": {"enabled": True, "kind": "pod"}}}),
+        "/worker/keda/kind",
     ),
     "every host": ({"ingress": {"enabled": True}}, "ingress.hosts is empty"),
     "no gateway": ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs is empty"),
