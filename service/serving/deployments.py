@@ -67,8 +67,8 @@ class Deployments:
 
     @property
     def inflight_requests(self) -> int:
-        """Requests admitted by any version and not yet answered."""
-        return sum(deployment.batcher.inflight_requests for deployment in self._inventory.loaded.values())
+        """Requests admitted by any version, also one that has been unloaded since, and not yet answered."""
+        return self._inventory.inflight_requests
 
     async def start(self) -> None:
         """Begins to follow the catalog."""

@@ -61,12 +61,19 @@ class Inventory:
         self._status: dict[Key, VersionStatus] = {}
         # What versions took when they were last loaded, by build.
         self._sizes_bytes: dict[str, int] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        # What has left the routes and still answers what it had admitted.
+        self._closing: dict[asyncio.Task[None], Deployment] = {}
         metrics.watch_loaded(lambda: len(self.loaded))
 
     def status(self, key: Key) -> VersionStatus:
         """What a published version is doing."""
         return self._status.get(key, VersionStatus(state=VersionState.UNLOADED))
+
+    @property
+    def inflight_requests(self) -> int:
+        """Requests admitted by any version, also one that has left the routes since, and not yet answered."""
+        deployments = (*self.loaded.values(), *self._closing.values())
+        return sum(deployment.batcher.inflight_requests for deployment in deployments)
 
     def is_loading(self, key: Key) -> bool:
         """Whether a version waits to be loaded, or is being loaded."""
@@ -279,8 +286,8 @@ class Inventory:
             del self.answering[deployment.model]
         self._metrics.forget(deployment.model, deployment.version)
         task = asyncio.get_running_loop().create_task(deployment.close())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self._closing[task] = deployment
+        task.add_done_callback(self._closing.pop)
         logger.info("version %d of %s is unloaded", key[1], key[0], extra=concerned(key))
 
 

@@ -9,7 +9,15 @@ from types import SimpleNamespace
 import pytest
 
 from service.server import connections_for, raise_open_files
-from tests.unit.service.live_server import serving, until
+from tests.unit.service.live_server import LiveServer, Reply, serving, until
+
+
+async def under_way(live: LiveServer) -> asyncio.Task[Reply]:
+    """A request that the engine holds until its gate is opened."""
+    live.engine.gate.clear()
+    admitted = asyncio.create_task(live.infer(1))
+    await until(live.engine.entered.is_set)
+    return admitted
 
 
 @pytest.mark.parametrize(("files", "connections"), [(20_000, 19_488), (1024, 512), (256, 128)])
@@ -34,9 +42,7 @@ async def test_a_request_is_answered_however_long_ago_the_signal_came(
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + later_s)
     monkeypatch.setattr("service.server.time", clock)
     async with serving(tmp_path, timeout_ms=3_600_000) as live:
-        live.engine.gate.clear()
-        admitted = asyncio.create_task(live.infer(1))
-        await until(live.engine.entered.is_set)
+        admitted = await under_way(live)
         live.server.handle_exit(signal.SIGTERM, None)
         later_s = 3599.0
         await asyncio.sleep(0.3)
@@ -48,11 +54,24 @@ async def test_a_request_is_answered_however_long_ago_the_signal_came(
 
 async def test_a_request_that_is_not_answered_in_time_holds_the_end_up_no_longer(tmp_path: Path) -> None:
     async with serving(tmp_path, timeout_ms=500) as live:
-        live.engine.gate.clear()
-        admitted = asyncio.create_task(live.infer(1))
-        await until(live.engine.entered.is_set)
+        admitted = await under_way(live)
         live.server.handle_exit(signal.SIGTERM, None)
         assert (await admitted).status == 504
+        await until(lambda: live.server.should_exit)
+
+
+async def test_a_request_of_a_version_that_was_unloaded_meanwhile_is_answered_before_the_end(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path) as live:
+        admitted = await under_way(live)
+        live.context.deployments.put_away("echo")
+        await until(lambda: live.context.deployments.get("echo") is None)
+        live.server.handle_exit(signal.SIGTERM, None)
+        await asyncio.sleep(0.5)
+        assert not live.server.should_exit
+        live.engine.gate.set()
+        assert (await admitted).status == 200
         await until(lambda: live.server.should_exit)
 
 
