@@ -29,6 +29,8 @@ _RETRY_S = 15.0
 _FULL = ("507 ", "StorageFull", "QuotaExceeded")
 """What the answers of full stores say; S3 itself has no limit."""
 _DENIED = ("401 Unauthorized", "403 Forbidden")
+_NO_SUCH_RANGE = "416 Range Not Satisfiable"
+"""What S3 says of the first bytes of an empty object."""
 _REMEMBERED_SIZES = 65_536
 
 
@@ -100,13 +102,26 @@ class ObjectStore(BlobStore):
                         yield StoredBlob(digest=digest, size_bytes=blob["size"])
 
     def _chunks(self, digest: str) -> Iterator[bytes]:
-        place, size_bytes = address(digest), self._ask_size_bytes(digest)
-        for start in range(0, size_bytes, _BLOCK_BYTES):
+        place = address(digest)
+        first, size_bytes = self._first_block(digest)
+        yield first
+        for start in range(len(first), size_bytes, _BLOCK_BYTES):
             with self._translated(), self._missing(digest):
                 block = obstore.get_range(
                     self._s3, place, start=start, end=min(start + _BLOCK_BYTES, size_bytes)
                 ).to_bytes()
             yield block
+
+    def _first_block(self, digest: str) -> tuple[bytes, int]:
+        """The first bytes of a blob, and how many it has: most have no more, and need no second request."""
+        with self._translated(), self._missing(digest):
+            try:
+                found = obstore.get(self._s3, address(digest), options={"range": (0, _BLOCK_BYTES)})
+                return found.bytes().to_bytes(), int(found.meta["size"])
+            except s3_errors.BaseError as error:
+                if _NO_SUCH_RANGE in str(error):
+                    return b"", 0
+                raise
 
     def _ask_size_bytes(self, digest: str) -> int:
         with self._translated(), self._missing(digest):

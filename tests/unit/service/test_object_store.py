@@ -5,6 +5,7 @@ from pathlib import Path
 from wsgiref.types import WSGIApplication
 
 import pytest
+from moto.server import MotoRequestHandler
 from werkzeug import Request, Response
 from werkzeug.serving import make_server
 
@@ -34,6 +35,22 @@ def test_a_store_that_is_away_is_said_to_be_and_the_upload_can_be_committed_late
         store.check()
         with s3_server(port):
             assert b"".join(store.read(writer.commit())) == b"abc"
+
+
+@pytest.mark.parametrize("size_bytes", [0, 3, 4, 5, 12])
+def test_a_blob_is_read_with_one_request_for_each_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size_bytes: int
+) -> None:
+    monkeypatch.setattr(object_store, "_BLOCK_BYTES", 4)
+    asked: list[str] = []
+    with s3_server() as url, s3_environment(url):
+        store = ObjectStore(BUCKET, "p", incoming=tmp_path)
+        with store.writer() as writer:
+            writer.write(bytes(range(size_bytes)))
+            digest = writer.commit()
+        monkeypatch.setattr(MotoRequestHandler, "log_request", lambda self, *_: asked.append(self.command))
+        assert b"".join(store.read(digest)) == bytes(range(size_bytes))
+    assert asked == ["GET"] * max(1, -(-size_bytes // 4))
 
 
 def test_a_bucket_that_is_not_there_is_named(tmp_path: Path) -> None:
