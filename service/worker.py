@@ -17,7 +17,7 @@ from service.builds.leases import Leases, worker_name
 from service.builds.patience import AWAY_OR_FULL, patiently
 from service.builds.run import Builder
 from service.builds.sandbox import Limits, Sandbox
-from service.builds.workflow import STEPS, BuildQueue
+from service.builds.workflow import STEPS, BuildQueue, QueuedRuns
 from service.catalog.catalog import Catalog
 from service.errors import StartError
 from service.monitoring.logs import configure_logging
@@ -98,7 +98,7 @@ def run(settings: Settings) -> None:
         Chore(lambda: take_back(leases, heartbeat), every_s=_TAKE_BACK_S),
         Chore(queue.sweep, every_s=sweep_s),
         Chore(queue.give_up, every_s=_GIVE_UP_S),
-        Chore(lambda: forget_ended(catalog), every_s=FORGET_EVERY_S),
+        Chore(lambda: forget_ended(catalog, QueuedRuns()), every_s=FORGET_EVERY_S),
     ]
     while True:
         for chore in chores:

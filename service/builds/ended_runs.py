@@ -3,9 +3,9 @@
 import logging
 import time
 from datetime import UTC, datetime
+from typing import Protocol
 
 import sqlalchemy as sa
-from dbos import DBOS
 
 from service.catalog.catalog import Catalog
 from service.catalog.records import UNFINISHED
@@ -13,8 +13,6 @@ from service.catalog.schema import BuildRow
 
 logger = logging.getLogger(__name__)
 
-ENDED = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
-"""How dbos says that it is done with a run."""
 KEPT_S = 24 * 3600.0
 """For who looks into a failed build; octet itself needs a run no longer than the build goes on."""
 EVERY_S = 600.0
@@ -23,7 +21,17 @@ _MOST_ROUNDS = 10
 """Whoever calls has other things to do; the rest is left to the next time."""
 
 
-def forget_ended(catalog: Catalog, *, kept_s: float = KEPT_S) -> int:
+class Runs(Protocol):
+    """What the queue keeps of runs."""
+
+    def ended(self, before: str, *, limit: int, offset: int) -> list[str]:
+        """Names of runs of builds that were put into the queue before this time (ISO 8601) and have ended."""
+
+    def delete(self, names: list[str]) -> None:
+        """Removes these with their steps."""
+
+
+def forget_ended(catalog: Catalog, queue: Runs, *, kept_s: float = KEPT_S) -> int:
     """Removes runs that were put into the queue longer than `kept_s` ago and have ended, as their builds have.
 
     Not all at once where they are many. Without its run a build that goes on would begin anew: whatever the queue
@@ -32,19 +40,10 @@ def forget_ended(catalog: Catalog, *, kept_s: float = KEPT_S) -> int:
     before = datetime.fromtimestamp(time.time() - kept_s, UTC).isoformat()
     forgotten = skipped = 0
     for _ in range(_MOST_ROUNDS):
-        found = DBOS.list_workflows(
-            status=list(ENDED),
-            name="build",
-            end_time=before,
-            limit=_AT_ONCE,
-            offset=skipped,
-            load_input=False,
-            load_output=False,
-        )
-        runs = [status.workflow_id for status in found]
+        runs = queue.ended(before, limit=_AT_ONCE, offset=skipped)
         gone = _ended(catalog, runs)
         if gone:
-            DBOS.delete_workflows(gone)
+            queue.delete(gone)
         forgotten += len(gone)
         skipped += len(runs) - len(gone)
         if len(runs) < _AT_ONCE:

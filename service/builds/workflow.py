@@ -15,7 +15,6 @@ from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SetWorkflowID
 from dbos import error as dbos_errors
 
 from service.builds.crashpoints import reached
-from service.builds.ended_runs import ENDED
 from service.builds.leases import Leases
 from service.builds.patience import AWAY_OR_FULL, patiently
 from service.builds.run import Builder
@@ -40,6 +39,28 @@ _MORE_CONNECTIONS = 4
 """For a moment, where its threads ask at the same time."""
 _MOST_CLAIMS = 100
 """A build that was begun so often, because its worker died each time, is given up."""
+
+_ENDED = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
+"""How dbos says that it is done with a run."""
+
+
+class QueuedRuns:
+    """The runs that the queue knows, for `service.builds.ended_runs`."""
+
+    def ended(self, before: str, *, limit: int, offset: int) -> list[str]:
+        found = DBOS.list_workflows(
+            status=list(_ENDED),
+            name="build",
+            end_time=before,
+            limit=limit,
+            offset=offset,
+            load_input=False,
+            load_output=False,
+        )
+        return [status.workflow_id for status in found]
+
+    def delete(self, names: list[str]) -> None:
+        DBOS.delete_workflows(names)
 
 
 class BuildQueue:
@@ -120,7 +141,7 @@ class BuildQueue:
         """Fails builds of this worker that the queue is done with although the catalog is not."""
         for build_id, run in self._leases.mine():
             status = DBOS.get_workflow_status(run)
-            if status is not None and status.status in ENDED:
+            if status is not None and status.status in _ENDED:
                 reason = f"{status.status.lower()}: {status.error}" if status.error else status.status.lower()
                 self._catalog.fail(
                     build_id,

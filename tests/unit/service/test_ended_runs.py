@@ -10,6 +10,7 @@ from dbos import DBOS, SetWorkflowID
 from engines.options import BuildOptions
 from service.builds import ended_runs
 from service.builds.ended_runs import forget_ended
+from service.builds.workflow import QueuedRuns
 from service.catalog.catalog import Catalog, NewBuild
 
 
@@ -64,12 +65,12 @@ def test_runs_go_with_all_that_is_kept_of_them_once_their_builds_have_ended(
     # One of a build that a sweep has dropped, and two of one that began again with newer steps.
     for name in ("dropped", ended, f"{ended}.2", goes_on, f"{goes_on}.2"):
         run(name)
-    assert forget_ended(catalog) == 0
-    assert forget_ended(catalog, kept_s=-60.0) == 3
+    assert forget_ended(catalog, QueuedRuns()) == 0
+    assert forget_ended(catalog, QueuedRuns(), kept_s=-60.0) == 3
     assert {status.workflow_id for status in DBOS.list_workflows()} == {goes_on, f"{goes_on}.2"}
     assert max(left(tmp_path).values()) == 2
     catalog.cancel(goes_on)
-    assert forget_ended(catalog, kept_s=-60.0) == 2
+    assert forget_ended(catalog, QueuedRuns(), kept_s=-60.0) == 2
     assert set(left(tmp_path).values()) == {0}
 
 
@@ -79,5 +80,5 @@ def test_all_are_seen_to_though_they_are_many_and_some_stay(
     monkeypatch.setattr(ended_runs, "_AT_ONCE", 2)
     for number in range(7):
         run(accepted(catalog) if number in (0, 3, 4) else f"dropped {number}")
-    assert forget_ended(catalog, kept_s=-60.0) == 4
+    assert forget_ended(catalog, QueuedRuns(), kept_s=-60.0) == 4
     assert len(DBOS.list_workflows()) == 3
