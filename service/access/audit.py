@@ -8,12 +8,14 @@ import enum
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
-
-from fastapi import Request
+from typing import TYPE_CHECKING, Any
 
 from service.access.caller import Caller, caller_of
-from service.access.keys import Key
+from service.access.keys import Key, Quotas
+
+if TYPE_CHECKING:
+    # Workers sweep too, and answer no requests.
+    from fastapi import Request
 
 LOGGER = "octet.audit"
 logger = logging.getLogger(LOGGER)
@@ -22,6 +24,8 @@ DONE = "done"
 UNCHANGED = "unchanged"
 """Everything was as wanted already."""
 _BROKEN = "server.error"
+_SWEEP = Caller(key_id=None, name="sweep", scopes=frozenset(), quotas=Quotas())
+"""Whoever keeps to the rules of retention."""
 
 
 class Action(enum.StrEnum):
@@ -31,6 +35,8 @@ class Action(enum.StrEnum):
     """A build was accepted, or not."""
     CANCEL = "build.cancel"
     """A build was called off."""
+    FORGET = "build.forget"
+    """An ended build without a version left the list."""
     DEFAULT = "model.default"
     """Another version answers: a promotion or a roll-back."""
     DELETE_MODEL = "model.delete"
@@ -63,7 +69,7 @@ class Change:
 
 
 @contextlib.contextmanager
-def audited(request: Request, action: Action, *, model: str | None = None) -> Iterator[Change]:
+def audited(request: "Request", action: Action, *, model: str | None = None) -> Iterator[Change]:
     """Writes the line for a change that a request makes inside of the block, whatever comes of it."""
     change = Change(action=action, model=model)
     try:
@@ -74,6 +80,13 @@ def audited(request: Request, action: Action, *, model: str | None = None) -> It
     finally:
         client = None if request.client is None else request.client.host
         _write(change, caller_of(request.scope), client)
+
+
+def swept(
+    action: Action, *, model: str | None = None, version: int | None = None, build: str | None = None
+) -> None:
+    """Writes the line for what a sweep has removed, as the settings of retention say."""
+    _write(Change(action=action, model=model, version=version, build=build), _SWEEP, None)
 
 
 def key_changed(action: Action, key: Key, *, by: str) -> None:

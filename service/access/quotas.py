@@ -11,6 +11,7 @@ from engines.errors import InvalidArtifactError
 from service.access.caller import Caller
 from service.catalog.catalog import Catalog
 from service.catalog.records import UNFINISHED
+from service.catalog.retention import kept_uploads
 from service.catalog.schema import BuildRow, VersionRow
 from service.errors import BuildQuotaError, BytesQuotaError
 
@@ -18,8 +19,9 @@ from service.errors import BuildQuotaError, BytesQuotaError
 class UploadQuota:
     """Whether a caller may have one more build, of the blobs `files`.
 
-    Files are counted once, however many builds and versions need them; engines that machines compile are not the
-    key's. What a build writes after it was accepted counts at the next one.
+    Files are counted once, however many builds and versions need them, and as long as they are kept, those of failed
+    builds too; engines that machines compile are not the key's. What a build writes after it was accepted counts at the
+    next one.
     """
 
     def __init__(self, caller: Caller, files: Mapping[str, int], size_bytes: Callable[[str], int]) -> None:
@@ -57,7 +59,8 @@ class UploadQuota:
         if total_bytes > quotas.max_bytes:
             raise BytesQuotaError(
                 f"with this upload the models and builds of {key} would take {_sized(total_bytes)} and may take "
-                f"{_sized(quotas.max_bytes)}; delete versions that are not needed, or have octet keys limit raise it."
+                f"{_sized(quotas.max_bytes)}; delete versions and forget failed builds that are not needed, "
+                "ask for samples to be deleted after a build, or have octet keys limit raise it."
             )
 
     def _unfinished(self, session: Session) -> int:
@@ -70,6 +73,7 @@ class UploadQuota:
         for query in (unfinished, published.where(self._mine())):
             for files in session.scalars(query):
                 yield from files.values()
+        yield from kept_uploads(session, self._mine())
 
     def _mine(self) -> sa.ColumnElement[bool]:
         return BuildRow.key_id == self._caller.key_id

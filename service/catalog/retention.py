@@ -4,7 +4,7 @@ References are counted by asking, never by a counter: a blob may belong to any n
 """
 
 import time
-from collections.abc import Callable, Collection, Container, Iterable
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -15,8 +15,9 @@ from service.builds.crashpoints import reached
 from service.catalog import rows
 from service.catalog.catalog import Catalog
 from service.catalog.holds import HELD_S
-from service.catalog.records import UNFINISHED, BuildState, Samples
+from service.catalog.records import UNFINISHED, Build, BuildState, Samples
 from service.catalog.schema import BuildRow, EngineRow, HoldRow, ModelRow, VersionRow, clock
+from service.errors import ConflictError
 
 UPLOAD = "upload/"
 OF_SAMPLES = (UPLOADED_SAMPLES, UPLOADED_LABELS, SAMPLES)
@@ -106,6 +107,32 @@ class Retention:
             reached("sweep.builds_dropped")
         return dropped
 
+    def forget(self, build_id: str) -> Build:
+        """Removes an ended build without a version from the list, at once instead of in the course of time.
+
+        Returns:
+            The build as it was; its files are named by nothing any more.
+
+        Raises:
+            NotFoundError: no such build.
+            ConflictError: it goes on, or its version is there.
+        """
+        with self._catalog.turn() as session:
+            row = rows.find_build(session, build_id, change=True)
+            if row.state in UNFINISHED:
+                raise ConflictError(
+                    f"build {build_id} is {row.state} and cannot be forgotten; cancel it first (DELETE without forget)."
+                )
+            version = session.scalars(sa.select(VersionRow).where(VersionRow.build_id == build_id)).first()
+            if version is not None:
+                raise ConflictError(
+                    f"build {build_id} made version {version.number} of model {version.model!r} and cannot be "
+                    "forgotten before it; delete the version first."
+                )
+            build = rows.to_build(row)
+            session.delete(row)
+        return build
+
     def versions_due(self, keep: int, unused_since: float) -> list[Key]:
         """Versions beyond each model's default and `keep` newest others that nobody used since this time."""
         query = sa.select(VersionRow, ModelRow.default_version).join(ModelRow)
@@ -167,12 +194,21 @@ def _kept(session: Session, *, without: Container[str] = ()) -> set[str]:
     kept = rows.digests(session)
     for digests in session.scalars(sa.select(HoldRow.digests).where(HoldRow.held_at >= clock() - HELD_S)):
         kept.update(digests)
+    kept.update(kept_uploads(session, sa.true(), without=without))
+    return kept
+
+
+def kept_uploads(
+    session: Session, of: sa.ColumnElement[bool], *, without: Container[str] = ()
+) -> Iterator[str]:
+    """What is still there of the uploads of ended builds, those for which `of` holds; without samples of `without`."""
     published = sa.and_(BuildRow.state == BuildState.SUCCEEDED, _has_version())
     fruitless = BuildRow.state.in_((BuildState.FAILED, BuildState.CANCELLED))
-    ended = sa.select(BuildRow.id, BuildRow.files, BuildRow.samples_removed_at).where(published | fruitless)
+    ended = sa.select(BuildRow.id, BuildRow.files, BuildRow.samples_removed_at).where(
+        of, published | fruitless
+    )
     for build_id, files, samples_removed_at in session.execute(ended):
-        kept.update(_uploaded(files, samples=samples_removed_at is None and build_id not in without))
-    return kept
+        yield from _uploaded(files, samples=samples_removed_at is None and build_id not in without)
 
 
 def _uploaded(files: dict[str, str], *, samples: bool) -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 
 from engines.errors import InvalidArtifactError
+from service.access.audit import Action, swept
 from service.builds.crashpoints import reached
 from service.catalog.catalog import Catalog
 from service.catalog.retention import DueSamples, Key, Retention
@@ -91,7 +92,10 @@ class FruitlessBuilds(Rule):
 
     def apply(self, beat: Beat) -> Removal:
         beat()
-        return Removal(count=len(self._retention.drop_builds(time.time() - self._keep_s)))
+        dropped = self._retention.drop_builds(time.time() - self._keep_s)
+        for build_id in dropped:
+            swept(Action.FORGET, build=build_id)
+        return Removal(count=len(dropped))
 
 
 class OldVersions(Rule):
@@ -117,6 +121,7 @@ class OldVersions(Rule):
             except (ConflictError, NotFoundError):
                 # It was made the default meanwhile, or somebody else has deleted it.
                 continue
+            swept(Action.DELETE_VERSION, model=model, version=number)
             count += 1
         return Removal(count=count)
 

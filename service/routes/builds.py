@@ -20,6 +20,7 @@ from service.builds.acceptance import accept, check_name, new_build
 from service.builds.upload_options import shown as shown_options
 from service.builds.uploads import UploadReader, check_size
 from service.catalog.catalog import Build, BuildState
+from service.catalog.retention import Retention
 from service.context import Context
 from service.errors import BadRequestError, ScopeError, ServiceError
 from service.http.responses import json_response
@@ -88,20 +89,28 @@ async def follow_build(request: Request, build_id: str) -> Response:
 
 
 @router.delete("/builds/{build_id}")
-async def cancel_build(request: Request, build_id: str) -> Response:
+async def cancel_build(
+    request: Request,
+    build_id: str,
+    forget: Annotated[
+        bool, Query(description="Remove an ended build without a version, and its upload, from what is kept.")
+    ] = False,
+) -> Response:
     """Calls a build off; native work for it stops within two seconds. Keys without the scope admin cancel their own."""
     context, caller = _context(request), caller_of(request.scope)
-    with audited(request, Action.CANCEL) as change:
+    with audited(request, Action.FORGET if forget else Action.CANCEL) as change:
         change.build = build_id
         build = await asyncio.to_thread(context.catalog.build, build_id)
         change.model = build.model
         if not caller.is_admin and build.key_id != caller.key_id:
             raise ScopeError(
-                f"build {build_id} was not uploaded with key {caller.key_id} ({caller.name}); to cancel it, "
-                "send the key that it was uploaded with, or one with the scope admin."
+                f"build {build_id} was not uploaded with key {caller.key_id} ({caller.name}); to "
+                f"{'forget' if forget else 'cancel'} it, send the key that it was uploaded with, or one with the "
+                "scope admin."
             )
-        cancelled = await asyncio.to_thread(context.catalog.cancel, build_id)
-    return json_response(await _shown(context, cancelled))
+        end = Retention(context.catalog).forget if forget else context.catalog.cancel
+        ended = await asyncio.to_thread(end, build_id)
+    return json_response(await _shown(context, ended))
 
 
 def _context(request: Request) -> Context:

@@ -177,6 +177,11 @@ async def test_builds_have_owners_who_may_cancel_them_and_quotas(tmp_path: Path)
         assert "was not uploaded with key" in refused.json["error"]
         assert (await server.ask("GET", path, headers=keys[Scope.BUILD])).json["state"] == "queued"
         assert (await server.ask("DELETE", path, headers=one)).json["state"] == "cancelled"
+        refused = await server.ask("DELETE", f"{path}?forget=true", headers=keys[Scope.BUILD])
+        assert (refused.status, refused.json["code"]) == (403, "access.scope")
+        assert "to forget it, send the key" in refused.json["error"]
+        assert (await server.ask("DELETE", f"{path}?forget=true", headers=one)).json["id"] == build["id"]
+        assert (await server.ask("GET", path, headers=one)).status == 404
         again = (await upload(server, one, "another")).json["id"]
         ended = await server.ask("DELETE", f"/v1/builds/{again}", headers=keys[Scope.ADMIN])
         assert ended.json["state"] == "cancelled"

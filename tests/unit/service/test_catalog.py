@@ -8,6 +8,7 @@ import pytest
 
 from engines.options import BuildOptions
 from service.catalog.catalog import BuildState, Catalog, NewBuild, Version
+from service.catalog.retention import Retention
 from service.errors import CancelledBuildError, ConflictError, NotFoundError
 from tests.databases import PostgreSQL
 
@@ -175,6 +176,32 @@ def test_an_ended_build_cannot_be_cancelled(catalog: Catalog, how: str, remedy: 
         catalog.fail(build.id, error="no.", code="x")
     with pytest.raises(ConflictError, match=rf"has {how} already and cannot be cancelled; {remedy}"):
         catalog.cancel(build.id)
+
+
+@pytest.mark.parametrize("how", ["failed", "cancelled", "its version was deleted"])
+def test_an_ended_build_without_a_version_can_be_forgotten(catalog: Catalog, how: str) -> None:
+    build, _ = catalog.accept(new())
+    if how == "failed":
+        catalog.fail(build.id, error="no.", code="x")
+    elif how == "cancelled":
+        catalog.cancel(build.id)
+    else:
+        catalog.publish(build.id, files={}, summary={})
+        catalog.delete_model("m")
+    assert Retention(catalog).forget(build.id).id == build.id
+    assert catalog.builds() == []
+    with pytest.raises(NotFoundError):
+        Retention(catalog).forget(build.id)
+
+
+def test_a_build_that_is_needed_cannot_be_forgotten(catalog: Catalog) -> None:
+    build, _ = catalog.accept(new())
+    with pytest.raises(ConflictError, match="is queued and cannot be forgotten; cancel it first"):
+        Retention(catalog).forget(build.id)
+    catalog.publish(build.id, files={}, summary={})
+    with pytest.raises(ConflictError, match=r"made version 1 of model 'm' .* delete the version first"):
+        Retention(catalog).forget(build.id)
+    assert [known.id for known in catalog.builds()] == [build.id]
 
 
 def test_publishing_is_one_change(catalog: Catalog) -> None:

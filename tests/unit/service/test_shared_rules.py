@@ -193,7 +193,11 @@ def test_samples_that_a_build_still_needs_or_keeps_stay_though_another_wants_the
 
 
 def test_all_are_seen_to_though_they_are_many(
-    catalog: Catalog, store: BlobStore, retention: Retention, monkeypatch: pytest.MonkeyPatch
+    catalog: Catalog,
+    store: BlobStore,
+    retention: Retention,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("service.catalog.retention.AT_ONCE", 2)
     monkeypatch.setattr(shared, "REMOVED_AT_ONCE", 2)
@@ -205,7 +209,10 @@ def test_all_are_seen_to_though_they_are_many(
     sweep(catalog, store)
     for build in builds:
         age_build(catalog, build, 60)
-    applied(FruitlessBuilds(retention, keep_s=0.0))
+    with caplog.at_level("INFO", "octet.audit"):
+        applied(FruitlessBuilds(retention, keep_s=0.0))
+    told = [(vars(line)["action"], vars(line)["key_name"], vars(line)["build"]) for line in caplog.records]
+    assert sorted(told) == sorted(("build.forget", "sweep", build.id) for build in builds)
     unnamed = UnnamedBlobs(retention, store, keep_s=-60.0)
     assert unnamed.due().count == 5
     assert unnamed.apply(lambda: beats.append(1)).count == 5
@@ -328,14 +335,18 @@ def test_young_versions_and_those_that_requests_ask_for_are_kept(catalog: Catalo
 
 
 def test_a_version_that_became_the_default_meanwhile_stays(
-    catalog: Catalog, store: BlobStore, monkeypatch: pytest.MonkeyPatch
+    catalog: Catalog, store: BlobStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     versions(catalog, store, 3)
     rule = OldVersions(settings(keep_versions_s=0.0), catalog, 0)
     monkeypatch.setattr(rule, "_due", lambda: [("m", 1), ("m", 2), ("m", 9)])
     catalog.set_default("m", 1)
-    assert applied(rule) == Removal(count=1)
+    with caplog.at_level("INFO", "octet.audit"):
+        assert applied(rule) == Removal(count=1)
     assert numbers(catalog) == [1, 3]
+    [line] = [vars(line) for line in caplog.records]
+    told = [line[name] for name in ("action", "outcome", "key_name", "model", "version")]
+    assert told == ["version.delete", "done", "sweep", "m", 2]
 
 
 def test_engines_that_nobody_uses_leave_the_store_but_not_those_of_a_default(

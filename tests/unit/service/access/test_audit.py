@@ -87,6 +87,7 @@ async def test_every_other_change_is_told_too(tmp_path: Path, trail: io.StringIO
         for method, path, body in (
             ("DELETE", f"/v1/builds/{build}", b""),
             ("DELETE", f"/v1/builds/{build}x", b""),
+            ("DELETE", f"/v1/builds/{build}?forget=true", b""),
             ("PUT", "/v1/models/echo/default", b'{"version": 1}'),
             ("PUT", "/v1/models/echo/default", b'{"version": 7}'),
             ("POST", "/v2/repository/models/echo/unload", b""),
@@ -99,6 +100,7 @@ async def test_every_other_change_is_told_too(tmp_path: Path, trail: io.StringIO
         assert said(trail) == [
             ("build.cancel", "done", "local", "new", None),
             ("build.cancel", "request.not_found", "local", None, None),
+            ("build.forget", "done", "local", "new", None),
             ("model.default", "done", "local", "echo", 1),
             ("model.default", "request.not_found", "local", "echo", 7),
             ("model.unload", "done", "local", "echo", None),

@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from service.access.keys import Quotas
 from service.access.quotas import UploadQuota
 from service.access.scopes import Scope
 from service.catalog.catalog import Build, Catalog, NewBuild
+from service.catalog.retention import DueSamples, Retention
 from service.errors import BuildQuotaError, BytesQuotaError
 
 SIZES = {"a": 1000, "b": 2000, "c": 4000, "written": 500}
@@ -56,7 +58,7 @@ def test_who_lost_an_answer_gets_the_build_again_though_no_more_may_go_on(catalo
     assert upload(catalog, who, "a", fingerprint="same") == accepted
 
 
-def test_files_are_counted_once_and_only_while_something_needs_them(catalog: Catalog) -> None:
+def test_files_are_counted_once_and_only_while_they_are_kept(catalog: Catalog) -> None:
     who = caller(max_bytes=3500)
     first = upload(catalog, who, "a", "b")
     second = upload(catalog, who, "a", "b")
@@ -68,12 +70,39 @@ def test_files_are_counted_once_and_only_while_something_needs_them(catalog: Cat
         catalog.publish(upload(catalog, other, "c").id, files={"prepared.onnx": "c"}, summary={})
     catalog.publish(first.id, files={"quantized.onnx": "written", "prepared.onnx": "a"}, summary={})
     catalog.cancel(second.id)
-    # What is left is the version: 1.5 KB.
+    # The version, and two uploads of the same files: 3.5 KB.
     upload(catalog, who, "b")
     with pytest.raises(BytesQuotaError, match=r"would take 7.5KB"):
         upload(catalog, who, "c")
     catalog.delete_model("m")
-    upload(catalog, who, "a", "b")
+    with pytest.raises(BytesQuotaError, match=r"would take 7.0KB"):
+        upload(catalog, who, "c")
+    Retention(catalog).forget(second.id)
+    upload(catalog, caller(max_bytes=2000), "b")
+
+
+def test_an_upload_that_failed_counts_until_it_is_forgotten(catalog: Catalog) -> None:
+    who = caller(max_bytes=2500)
+    failed = upload(catalog, who, "a")
+    catalog.fail(failed.id, error="no model.", code="model.invalid")
+    with pytest.raises(BytesQuotaError, match=r"would take 3.0KB .*forget failed builds"):
+        upload(catalog, who, "b")
+    Retention(catalog).forget(failed.id)
+    upload(catalog, who, "b")
+
+
+def test_samples_count_until_they_are_removed(catalog: Catalog) -> None:
+    who = caller(max_bytes=4500)
+    files = {"upload/samples-000.npz": "b", "upload/model.onnx": "a"}
+    new = NewBuild(model="m", fingerprint="f", options=BuildOptions(), files=files, key_id=who.key_id)
+    build, _ = catalog.accept(new, force=True)
+    catalog.publish(build.id, files={"quantized.onnx": "written"}, summary={})
+    with pytest.raises(BytesQuotaError, match=r"would take 7.5KB"):
+        upload(catalog, who, "c")
+    due = DueSamples(ended_before=time.time() + 1)
+    Retention(catalog).remove_samples(due, lambda _: None)
+    with pytest.raises(BytesQuotaError, match=r"would take 5.5KB"):
+        upload(catalog, who, "c")
 
 
 def test_exactly_as_much_as_allowed_is_allowed(catalog: Catalog) -> None:
