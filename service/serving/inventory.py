@@ -17,6 +17,7 @@ from service.serving.deployment import Deployment
 from service.serving.failures import Failures
 from service.serving.flight import FlightRecorder
 from service.serving.loading import subject_of
+from service.serving.misfits import Misfits
 from service.serving.published import Published
 from service.serving.quarantine import CrashLog
 from service.serving.residency import Key, MemoryLimits, Resident, VersionState, VersionStatus
@@ -25,6 +26,7 @@ from service.serving.shelf import Shelf
 logger = logging.getLogger(__name__)
 
 _MIB = 1 << 20
+_FULL = "memory is full; the next request loads it in place of others"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,7 @@ class Inventory:
         self._status: dict[Key, VersionStatus] = {}
         # What versions took when they were last loaded, by build.
         self._sizes_bytes: dict[str, int] = {}
+        self._misfits = Misfits()
         # What has left the routes and still answers what it had admitted.
         self._closing: dict[asyncio.Task[None], Deployment] = {}
         metrics.watch_loaded(lambda: len(self.loaded))
@@ -145,7 +148,13 @@ class Inventory:
         residents = self.residents()
         if key in self.published.defaults() and version.model in self.answering:
             del residents[version.model, int(self.answering[version.model].version)]
-        return self._fit(key, residents, self._sizes_bytes.get(version.build_id, 0))
+        size_bytes = self._sizes_bytes.get(version.build_id)
+        if size_bytes is None and not self.shelf.is_called(key):
+            used_bytes = sum(resident.memory_bytes for resident in residents.values())
+            if self._misfits.expects(self.care.memory.max_bytes - used_bytes):
+                self._let_untried_sleep()
+                return False
+        return self._fit(key, residents, size_bytes or 0)
 
     def install(self, version: Version, deployment: Deployment, refusal: str | None) -> None:
         """Puts a deployment where requests find it. `refusal` says why FP32 answers, where it does instead."""
@@ -224,8 +233,24 @@ class Inventory:
                 f"{self.care.memory.max_bytes / _MIB:.0f} MiB; raise OCTET_MAX_LOADED_BYTES",
             )
         else:
-            self.sleep(key, "memory is full; the next request loads it in place of others")
+            if not needed_bytes:
+                self._misfits.note(own_bytes)
+            self.sleep(key, _FULL)
         return False
+
+    def _let_untried_sleep(self) -> None:
+        """All at once: where there are thousands, each by itself would keep requests waiting."""
+        untried = [
+            key
+            for key in self.shelf.wanted(self._kept())
+            if key in self.published
+            and not self.shelf.is_called(key)
+            and self.published[key].build_id not in self._sizes_bytes
+        ]
+        for key in untried:
+            self.shelf.sleep(key, _FULL)
+        logger.info("memory is full: %d versions sleep that were not tried", len(untried))
+        self.settle()
 
     def _states(self, wanted: set[Key]) -> dict[Key, VersionStatus]:
         """What every version is doing, now that it is known who is wanted in memory."""

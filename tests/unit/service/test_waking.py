@@ -161,6 +161,28 @@ async def test_the_least_recently_used_leave_where_memory_is_full(catalog: Catal
         await until(lambda: loader.engines["a", 1].closed == 1)
 
 
+async def test_where_memory_is_full_not_all_of_many_are_tried(catalog: Catalog, loader: Loader) -> None:
+    models = [f"m{number:02}" for number in range(20)]
+    for model in models:
+        publish(catalog, model)
+        loader.sizes_bytes[model, 1] = 100
+    async with following(catalog, loader, max_bytes=250) as deployments:
+        await until(lambda: deployments.ready)
+        # Two that fit, and three that tell of the others.
+        assert len(loader.calls) == 5
+        assert len(deployments.deployments()) == 2
+        untried = next(model for model in models if (model, 1) not in loader.calls)
+        status = deployments.status(untried, 1)
+        assert (status.state, status.reason) == (
+            VersionState.UNLOADED,
+            "memory is full; the next request loads it in place of others",
+        )
+        assert (await deployments.obtain(untried)).model == untried
+        # A new default is as important as a request for it.
+        publish(catalog, models[-1])
+        await until(lambda: loader.calls[5:] == [(untried, 1), (models[-1], 2)])
+
+
 async def test_a_version_that_never_fits_says_so(catalog: Catalog, loader: Loader) -> None:
     publish(catalog, "small")
     publish(catalog, "large")
