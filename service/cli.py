@@ -11,10 +11,13 @@ import typer
 from engines.options import CalibrationMethod, Effort, Metric, OnMiss, Precision
 from service.commands import key_options
 from service.commands.environment import Home, ending_errors, tell
+from service.errors import StartError
 from service.monitoring.logs import configure_logging
 from service.processes import supervisor
 from service.settings import Settings
 
+_IDLE_S = 60.0
+"""Several leases of a worker: what a dead one was at has come back to the queue by then."""
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -60,11 +63,36 @@ def serve(
 
 
 @app.command("worker")
-def work(home: Home = None) -> None:
-    """Builds models for the servers on the same database and store, until Ctrl-C."""
+def work(
+    home: Home = None,
+    *,
+    once: Annotated[
+        bool,
+        typer.Option("--once", help="Carry out one build and end with 0, as a job of Kubernetes does."),
+    ] = False,
+    idle_s: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help=f"With --once: end with 0, too, where no build has come for so many seconds; {_IDLE_S:g} unless said "
+            "else.",
+        ),
+    ] = None,
+) -> None:
+    """Builds models for the servers on the same database and store, until Ctrl-C.
+
+    With --once it is stopped before the end of its build with status 75: start another, which goes on with it.
+    """
     tell(home=home)
+    once_s = (_IDLE_S if idle_s is None else idle_s) if once else None
     with ending_errors():
-        supervisor.work(_supervisor_settings(), say=_say)
+        if idle_s is not None and not once:
+            raise StartError(
+                f"--idle-s {idle_s:g} says how long to wait for the one build of --once, and --once is not there; "
+                "add it, or leave out --idle-s."
+            )
+        status = supervisor.work(_supervisor_settings(), say=_say, once_s=once_s)
+    raise typer.Exit(status)
 
 
 @app.command()

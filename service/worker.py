@@ -1,5 +1,6 @@
-"""The worker: takes builds from the durable queue and carries them out. `python -m service.worker`."""
+"""The worker: takes builds from the durable queue and carries them out. `python -m service.worker [--once SECONDS]`."""
 
+import argparse
 import contextlib
 import logging
 import os
@@ -7,11 +8,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NoReturn
 
 from service.builds.ended_runs import EVERY_S as FORGET_EVERY_S
 from service.builds.ended_runs import forget_ended
+from service.builds.errand import Errand
 from service.builds.heartbeat import Heartbeat
 from service.builds.leases import Leases, worker_name
 from service.builds.patience import AWAY_OR_FULL, patiently
@@ -37,6 +40,8 @@ _SWEEP_S = 0.2
 _SHARED_SWEEP_S = 1.0
 """Every worker asks the same database."""
 _TAKE_BACK_S = 2.0
+_UNCLAIMED_S = 5.0
+"""Rare, and asks the queue too."""
 _GIVE_UP_S = 5.0
 _MARK_S = 1.0
 _AFTER_FAILURE_S = 5.0
@@ -49,23 +54,57 @@ _FAREWELL_S = 2.0
 """How long a worker that is to stop waits for a database to tell the others."""
 
 
-def main() -> None:
-    """Runs until SIGTERM.
+@dataclass(frozen=True, kw_only=True)
+class Duty:
+    """How long this worker works."""
+
+    # Seconds that it waits for the one build after which it ends; None to build for ever.
+    once_s: float | None = None
+
+    @property
+    def ends(self) -> bool:
+        """Whether it ends after one build."""
+        return self.once_s is not None
+
+    @property
+    def cut_short(self) -> int:
+        """Exit status of a worker that is stopped, or gives way.
+
+        For one that builds for ever that is as good an end as any. One that came for a build has not done it: whoever
+        started it is told to try again.
+        """
+        return os.EX_TEMPFAIL if self.ends else 0
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs until SIGTERM, or until one build is done.
 
     Stopping is a crash on purpose: whatever goes on is durable, and the next worker goes on with it.
     """
     end_with_parent()
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    duty = _duty(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(duty.cut_short))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     settings = Settings.load()
     configure_logging("worker")
     # An earlier worker whose supervisor was killed may need a moment to end: never run beside it.
     with exclusive(settings.home / "worker.lock", wait_s=float("inf")):
-        run(settings)
+        run(settings, duty)
 
 
-def run(settings: Settings) -> None:
-    """Works through the queue for ever."""
+def _duty(arguments: Sequence[str]) -> Duty:
+    parser = argparse.ArgumentParser(prog="service.worker")
+    parser.add_argument("--once", dest="once_s", type=float, metavar="SECONDS")
+    return Duty(**vars(parser.parse_args(arguments)))
+
+
+def run(settings: Settings, duty: Duty) -> None:
+    """Works through the queue, for ever or for one build."""
+
+    def give_way() -> NoReturn:
+        """Ends this worker at once: what it was at is with another, and it must record nothing any more."""
+        os._exit(duty.cut_short)
+
     mark = settings.home / READY
     # Left by a worker before this one: it must not grow old while this one waits for a database.
     mark.unlink(missing_ok=True)
@@ -84,23 +123,32 @@ def run(settings: Settings) -> None:
         spans=start_tracing("worker"),
     )
     builder.clear()
-    queue = BuildQueue(settings.queue_url, builder=builder, catalog=catalog, leases=leases)
+    queue = BuildQueue(settings.queue_url, builder=builder, catalog=catalog, leases=leases, once=duty.ends)
     patiently(heartbeat.start, waits_for=AWAY_OR_FULL)
-    signal.signal(signal.SIGTERM, lambda *_: _leave(leases, heartbeat))
+    signal.signal(signal.SIGTERM, lambda *_: _stop(leases, heartbeat, duty.cut_short))
     queue.launch()
     PeriodicSweeps(Sweeper(settings, catalog, store), every_s=settings.sweep_every_s).start()
     mark.touch()
     logger.info("ready for builds as %s, on %s", leases.worker, leases.hardware)
-    sweep_s = _SHARED_SWEEP_S if settings.shared else _SWEEP_S
     chores = [
         # Here and not with the heartbeat, which goes on where this loop hangs.
         Chore(mark.touch, every_s=_MARK_S),
         Chore(lambda: take_back(leases, heartbeat), every_s=_TAKE_BACK_S),
-        Chore(queue.sweep, every_s=sweep_s),
+        Chore(lambda: take_unclaimed(queue, heartbeat), every_s=_UNCLAIMED_S),
+        Chore(queue.sweep, every_s=_SHARED_SWEEP_S if settings.shared else _SWEEP_S),
         Chore(queue.give_up, every_s=_GIVE_UP_S),
         Chore(lambda: forget_ended(catalog, QueuedRuns()), every_s=FORGET_EVERY_S),
     ]
-    while True:
+    _tend(chores, None if duty.once_s is None else Errand(queue, idle_s=duty.once_s))
+    # What the queue alone is done with nobody else would end: its worker is gone with this one.
+    patiently(queue.give_up, waits_for=AWAY_OR_FULL)
+    logger.info("%s: this worker ends", "its build is done" if queue.begun else "no build came for it")
+    _leave(leases, heartbeat, 0)
+
+
+def _tend(chores: Sequence["Chore"], errand: Errand | None) -> None:
+    """Does what is due until the errand is done; for ever without one."""
+    while errand is None or not errand.done():
         for chore in chores:
             chore.run_if_due()
         time.sleep(_SWEEP_S)
@@ -116,23 +164,28 @@ def take_back(leases: Leases, heartbeat: Heartbeat) -> None:
             )
 
 
-def give_way() -> NoReturn:
-    """Ends this worker at once: what it was at is with another, and it must record nothing any more."""
-    os._exit(0)
+def take_unclaimed(queue: BuildQueue, heartbeat: Heartbeat) -> None:
+    """Takes builds from workers that died before they began them, under the same condition."""
+    if heartbeat.steady:
+        for build_id in queue.take_back():
+            logger.warning(
+                "build %s goes back to the queue: the worker that it was given to died before it began",
+                build_id,
+            )
 
 
-def _leave(leases: Leases, heartbeat: Heartbeat) -> None:
-    """Ends this worker, and tells the others, so that they need not wait for its lease."""
-
-    def tell() -> None:
-        heartbeat.stop()
-        with contextlib.suppress(Exception):
-            leases.leave()
-        os._exit(0)
-
+def _stop(leases: Leases, heartbeat: Heartbeat, status: int) -> None:
     # Not in the main thread: the signal may have come in the middle of its own use of the database.
-    threading.Thread(target=tell).start()
-    threading.Timer(_FAREWELL_S, os._exit, (0,)).start()
+    threading.Thread(target=_leave, args=(leases, heartbeat, status)).start()
+
+
+def _leave(leases: Leases, heartbeat: Heartbeat, status: int) -> NoReturn:
+    """Ends this worker with `status`, and tells the others, so that they need not wait for its lease."""
+    threading.Timer(_FAREWELL_S, os._exit, (status,)).start()
+    heartbeat.stop()
+    with contextlib.suppress(Exception):
+        leases.leave()
+    os._exit(status)
 
 
 def _hardware(settings: Settings) -> str:
@@ -178,7 +231,7 @@ class Chore:
 
 if __name__ == "__main__":
     try:
-        main()
+        main(sys.argv[1:])
     except StartError as error:
         sys.stderr.write(f"octet: {error}\n")
         sys.exit(REFUSED)

@@ -8,7 +8,7 @@ makes it safe to take one away.
 """
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from socket import gethostname
 from typing import Any
@@ -122,6 +122,39 @@ class Leases:
             # A worker in a pod never comes back under its name.
             session.execute(sa.delete(WorkerRow).where(WorkerRow.beat_at < clock() - 100 * LEASE_S))
         return [*released, *adopted, *outdated]
+
+    def take_unclaimed(self, holders: Callable[[], Mapping[str, str]]) -> list[str]:
+        """Takes builds that the queue gave to workers which died before they claimed them; gives their ids.
+
+        `holders` names the worker that has a run, for all runs that the queue has given away. It is asked only where
+        a build waits that is older than a lease: before that nobody could be told to be dead.
+        """
+        overdue = (
+            BuildRow.state.in_(UNFINISHED)
+            & sa.or_(BuildRow.hardware.is_(None), BuildRow.hardware == self.hardware)
+            & BuildRow.run.is_not(None)
+            & BuildRow.worker.is_(None)
+            & (BuildRow.created_at < clock() - LEASE_S)
+        )
+        with self._catalog.look() as session:
+            if session.scalar(sa.select(BuildRow.id).where(overdue).limit(1)) is None:
+                return []
+        held = holders()
+        if not held:
+            return []
+        beating = sa.select(WorkerRow.id).where(WorkerRow.beat_at > clock() - LEASE_S)
+        with self._catalog.change() as session:
+            alive = {self.worker, *session.scalars(beating)}
+            dead = [run for run, holder in held.items() if holder not in alive]
+            # Of those that another worker has claimed meanwhile none is taken: the condition counts when it is written.
+            return list(
+                session.scalars(
+                    sa.update(BuildRow)
+                    .where(overdue, BuildRow.run.in_(dead))
+                    .values(run=None)
+                    .returning(BuildRow.id)
+                )
+            )
 
     def hand_out(self, put: Callable[[str], str]) -> None:
         """Has `put` bring builds of this hardware to the queue that are not in it; it returns the run's name.

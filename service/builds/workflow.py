@@ -4,10 +4,12 @@ The catalog is the outbox: an accepted build is a row there, and a worker puts e
 queue under the build's id, which dbos takes once however often it is told. So a server needs no connection to
 the queue, and no crash between the row and the queue can lose a build. There is a queue for each kind of hardware:
 an engine is compiled and verified by a worker on hardware like the server's. What a dead worker was at, another
-puts into the queue again (`service.builds.leases`), and dbos goes on behind the last step that was recorded.
+puts into the queue again (`service.builds.leases`), and dbos goes on behind the last step that was recorded; so with
+what it had been given and had not begun.
 """
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
@@ -66,20 +68,31 @@ class QueuedRuns:
 class BuildQueue:
     """Runs builds, one at a time, from the queue at `url`. dbos allows one in a process."""
 
-    def __init__(self, url: str, *, builder: Builder, catalog: Catalog, leases: Leases) -> None:
+    def __init__(
+        self, url: str, *, builder: Builder, catalog: Catalog, leases: Leases, once: bool = False
+    ) -> None:
+        """With `once`, no build is taken after the first that begins."""
         self._url = url
+        self._once = once
+        self._begun = False
+        # Ids of the builds being carried out; one, but for dbos' word on it.
+        self._under_way: list[str] = []
+        self._dbos: DBOS | None = None
         self._catalog = catalog
         self._leases = leases
         self._name = f"builds-{leases.hardware}"
 
         # A function: dbos marks what it registers, and a bound method takes no mark.
         def build(build_id: str) -> None:
+            self._under_way.append(build_id)
             try:
-                _carry_out(builder, leases, build_id)
+                _carry_out(builder, leases, build_id, begin=self._begin)
             except sa.exc.DBAPIError as error:
                 # What dbos makes of it would be the end of the build; a worker that starts again goes on with it.
                 logger.warning("the queue cannot note a step (%s): this worker starts again", error.orig)
                 builder.give_way()
+            finally:
+                self._under_way.remove(build_id)
 
         # The count of our own goes through all workers; dbos begins anew with each.
         self._workflow = DBOS.workflow(name="build", max_recovery_attempts=None)(build)
@@ -108,7 +121,7 @@ class BuildQueue:
         if not self._url.startswith("sqlite"):
             config["db_engine_kwargs"] = checked_arguments() | {"max_overflow": _MORE_CONNECTIONS}
             config["sys_db_pool_size"] = _KEPT_CONNECTIONS
-        DBOS(config=config)
+        self._dbos = DBOS(config=config)
         DBOS.listen_queues([self._name])
         try:
             DBOS.launch()
@@ -119,6 +132,32 @@ class BuildQueue:
             ) from error
         poll_s = _QUEUE_POLL_S if self._url.startswith("sqlite") else _SHARED_QUEUE_POLL_S
         DBOS.register_queue(self._name, worker_concurrency=1, polling_interval_sec=poll_s)
+
+    @property
+    def begun(self) -> bool:
+        """Whether this process has begun with a build."""
+        return self._begun
+
+    @property
+    def idle(self) -> bool:
+        """Whether no build is being carried out here."""
+        return not self._under_way
+
+    def stop_listening(self) -> None:
+        """Takes no more builds from the queue; what goes on goes on, and accepted builds are still put into it.
+
+        dbos has no word for this that leaves a running workflow alone for as long as it takes: these events are what
+        its own end begins with.
+        """
+        if self._dbos is not None:
+            for event in self._dbos.background_thread_stop_events:
+                event.set()
+
+    def _begin(self) -> None:
+        self._begun = True
+        if self._once:
+            # While the build goes on: as long as it does, dbos takes no second one beside it.
+            self.stop_listening()
 
     def sweep(self) -> None:
         """Puts accepted builds into the queue."""
@@ -136,6 +175,20 @@ class BuildQueue:
             DBOS.resume_workflow(run, queue_name=self._name)
         reached("enqueue.after")
         return run
+
+    def take_back(self) -> list[str]:
+        """Takes builds from workers that died between the queue's word and the claim; gives their ids.
+
+        The next `sweep` puts them into the queue again.
+        """
+        return self._leases.take_unclaimed(self._holders)
+
+    def _holders(self) -> dict[str, str]:
+        """Which worker has which run, of all that the queue has given away."""
+        given = DBOS.list_workflows(
+            status="PENDING", queue_name=self._name, load_input=False, load_output=False
+        )
+        return {run.workflow_id: run.executor_id for run in given if run.executor_id is not None}
 
     def give_up(self) -> None:
         """Fails builds of this worker that the queue is done with although the catalog is not."""
@@ -157,11 +210,18 @@ def migrate_queue(url: str) -> None:
     DBOS.migrate(url)
 
 
-def _carry_out(builder: Builder, leases: Leases, build_id: str) -> None:
-    """The workflow: dbos records what each step returns, and replays that after a crash."""
+def _carry_out(builder: Builder, leases: Leases, build_id: str, *, begin: Callable[[], None]) -> None:
+    """The workflow: dbos records what each step returns, and replays that after a crash.
+
+    `begin` is called once a build that has not ended is this worker's.
+    """
+    reached("claim.before")
     claim = patiently(lambda: leases.claim(build_id, str(DBOS.workflow_id)))
     if claim is None:
         return
+    # One that was cancelled while it waited is none to end with.
+    if not patiently(lambda: builder.catalog.build(build_id), waits_for=AWAY_OR_FULL).state.ended:
+        begin()
     reached("claim.taken")
     if claim > _MOST_CLAIMS:
         builder.catalog.fail(

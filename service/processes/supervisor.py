@@ -50,12 +50,28 @@ class Role:
     name: str
     # Run as `python -m`.
     module: str
+    # Of the module.
+    arguments: tuple[str, ...] = ()
     # Whether it answers HTTP and runs engines.
     serves: bool
+    # Whether it may be done: its exit status 0 then ends octet, where it would be started again.
+    finishes: bool = False
 
 
 SERVER = Role(name="server", module="service.server", serves=True)
 WORKER = Role(name="worker", module="service.worker", serves=False)
+
+
+def one_build_worker(idle_s: float) -> Role:
+    """A worker that is done after one build, or once none has come to it within `idle_s`.
+
+    Where another worker has its build, or the queue could not note a step, it ends with EX_TEMPFAIL. It is then started
+    again here, as after every death: it keeps its name, under which a build of its own goes on at once, and without one
+    it may still do what it came for. A pod that failed instead would have to be scheduled anew, and wait for a lease.
+    """
+    return Role(
+        name="worker", module="service.worker", arguments=("--once", str(idle_s)), serves=False, finishes=True
+    )
 
 
 def serve(settings: Settings, *, say: Callable[[str], None]) -> None:
@@ -73,8 +89,14 @@ def serve(settings: Settings, *, say: Callable[[str], None]) -> None:
     _supervise(settings, roles, ready)
 
 
-def work(settings: Settings, *, say: Callable[[str], None]) -> None:
+def work(settings: Settings, *, say: Callable[[str], None], once_s: float | None = None) -> int:
     """Runs a worker alone, until SIGINT or SIGTERM; `say` gets the line for people once it takes builds.
+
+    With `once_s` it ends by itself after one build, or once none has come within that time.
+
+    Returns:
+        The exit status: 0, but EX_TEMPFAIL where it was stopped before its one build was done. Who takes 0 for the
+        end of a job then starts another.
 
     Raises:
         StartError: the folder is taken, or the worker cannot be kept alive.
@@ -82,11 +104,13 @@ def work(settings: Settings, *, say: Callable[[str], None]) -> None:
     mark = settings.home / READY
     mark.unlink(missing_ok=True)
     ready = _Ready(test=mark.exists, say=lambda: say("octet is ready for builds"))
-    _supervise(settings, (WORKER,), ready)
+    role = WORKER if once_s is None else one_build_worker(once_s)
+    finished = _supervise(settings, (role,), ready)
+    return 0 if finished or not role.finishes else os.EX_TEMPFAIL
 
 
-def _supervise(settings: Settings, roles: Sequence[Role], ready: "_Ready") -> None:
-    """Runs these roles until SIGINT or SIGTERM.
+def _supervise(settings: Settings, roles: Sequence[Role], ready: "_Ready") -> bool:
+    """Runs these roles until SIGINT or SIGTERM, or until one that finishes is done; whether one was.
 
     Raises:
         StartError: the folder or the port is taken, or a child cannot be kept alive.
@@ -97,7 +121,7 @@ def _supervise(settings: Settings, roles: Sequence[Role], ready: "_Ready") -> No
         listeners = listening.listen(settings.host, settings.port) if serves else []
         children = [_Keeper(role, settings, listeners) for role in roles]
         try:
-            _watch(children, ready, signals)
+            return _watch(children, ready, signals)
         finally:
             # From here on the server alone accepts, for as long as it likes.
             listening.close(listeners)
@@ -131,6 +155,8 @@ class _Keeper:
         # Deaths in a row that came soon after the start, and what the last one was.
         self.early_deaths = 0
         self.last_cause = ""
+        # Whether it has done all that it was there for.
+        self.finished = False
         self._settings = settings
         self._listeners = listeners if role.serves else ()
         self._start_at = 0.0
@@ -146,6 +172,9 @@ class _Keeper:
         if self.process is not None and (status := self.process.poll()) is not None:
             self.process.kill()
             self.process = None
+            if self.role.finishes and status == 0:
+                self.finished = True
+                return
             self.last_cause = _cause(status)
             if starting and status == REFUSED:
                 raise StartError(
@@ -163,6 +192,7 @@ class _Keeper:
         if self.process is None and now >= self._start_at:
             self.process = ChildProcess(
                 self.role.module,
+                self.role.arguments,
                 environment=os.environ | listening.handing_over(self._listeners),
                 pass_fds=[listener.fileno() for listener in self._listeners],
             )
@@ -224,8 +254,10 @@ class _Ready:
     say: Callable[[], None]
 
 
-def _watch(keepers: Sequence[_Keeper], ready: _Ready, signals: _Signals) -> None:
-    """Tends the children until we are asked to stop. Once octet was ready, it never gives up on one.
+def _watch(keepers: Sequence[_Keeper], ready: _Ready, signals: _Signals) -> bool:
+    """Tends the children until we are asked to stop, or one has finished: whether one has.
+
+    Once octet was ready, it never gives up on one.
 
     Raises:
         StartError: octet did not get ready, because a child ended again and again.
@@ -234,6 +266,8 @@ def _watch(keepers: Sequence[_Keeper], ready: _Ready, signals: _Signals) -> None
     while not signals.stops:
         for keeper in keepers:
             keeper.tend(starting=not was_ready)
+            if keeper.finished:
+                return True
             if not was_ready and keeper.early_deaths >= _MOST_DEATHS_AT_START:
                 raise StartError(
                     f"the {keeper.role.name} ended {keeper.early_deaths} times in a row before octet was ready, "
@@ -243,6 +277,7 @@ def _watch(keepers: Sequence[_Keeper], ready: _Ready, signals: _Signals) -> None
             ready.say()
             was_ready = True
         signals.pause(_TICK_S)
+    return False
 
 
 def _is_ready(address: str) -> bool:

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +57,17 @@ class Fleet:
     def add_server(self, **environment: str) -> Octet:
         return self._add(self.servers, "serve", environment)
 
-    def add_worker(self, **environment: str) -> Octet:
-        return self._add(self.workers, "worker", environment)
+    def add_worker(self, *arguments: str, **environment: str) -> Octet:
+        return self._add(self.workers, "worker", environment, arguments)
 
-    def _add(self, members: list[Octet], command: str, environment: dict[str, str]) -> Octet:
+    def _add(
+        self, members: list[Octet], command: str, environment: dict[str, str], arguments: Sequence[str] = ()
+    ) -> Octet:
         home = self.folder / f"{command}-{len(members)}"
         member = Octet(
             home,
             command=command,
+            arguments=arguments,
             environment={"OCTET_THREADS": "1", **self.environment, **environment},
         )
         members.append(member)

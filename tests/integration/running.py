@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,13 @@ class Octet:
         home: Path,
         *,
         command: str = "serve",
+        arguments: Sequence[str] = (),
         source: Path = ROOT,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.home = home
         self.command = command
+        self.arguments = arguments
         # Where the code lies that runs.
         self.source = source
         self.port = free_port()
@@ -51,7 +53,7 @@ class Octet:
     def spawn(self) -> None:
         with (self.home.parent / f"{self.home.name}.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "service.cli", self.command],
+                [sys.executable, "-m", "service.cli", self.command, *self.arguments],
                 cwd=self.source,
                 env={
                     **os.environ,

@@ -215,3 +215,59 @@ def test_builds_of_steps_that_are_gone_begin_again_and_newer_ones_are_let_alone(
     assert new.take_back() == old.take_back() == []
     assert old.claim(mine, mine) is None
     assert new.claim(mine, f"{mine}.2") == 2
+
+
+def wait_a_lease(catalog: Catalog) -> None:
+    """As if every build had been accepted a lease earlier."""
+    with catalog.change() as session:
+        session.execute(sa.update(BuildRow).values(created_at=BuildRow.created_at - module.LEASE_S))
+
+
+def test_what_a_worker_died_with_before_its_claim_is_taken_back_and_nothing_else(catalog: Catalog) -> None:
+    given, waiting, livings, claimed, done, elsewhere = (
+        *(accept(catalog) for _ in range(5)),
+        accept(catalog, THERE),
+    )
+    for worker_id, hardware in (("a", HERE), ("b", HERE), ("there", THERE)):
+        handed_out(worker(catalog, worker_id, hardware))
+    b, c = worker(catalog, "b"), worker(catalog, "c")
+    b.claim(claimed, claimed)
+    catalog.cancel(done)
+    die(catalog, "a")
+    wait_a_lease(catalog)
+    held = {given: "a", livings: "b", claimed: "a", done: "a", elsewhere: "a"}
+    assert c.take_unclaimed(lambda: held) == [given]
+    assert c.take_unclaimed(lambda: held) == []
+    assert handed_out(c) == [given], f"{waiting} is in the queue all along"
+
+
+def test_what_a_worker_was_given_that_has_left_is_taken_back(catalog: Catalog) -> None:
+    build_id = accept(catalog, None)
+    a, b = worker(catalog, "a"), worker(catalog, "b")
+    handed_out(a)
+    wait_a_lease(catalog)
+    assert b.take_unclaimed(lambda: {build_id: "a"}) == []
+    a.leave()
+    assert b.take_unclaimed(lambda: {build_id: "a"}) == [build_id]
+
+
+def test_a_worker_does_not_take_what_it_is_about_to_claim_itself(catalog: Catalog) -> None:
+    build_id = accept(catalog)
+    a = worker(catalog, "a")
+    handed_out(a)
+    wait_a_lease(catalog)
+    die(catalog, "a")
+    assert a.take_unclaimed(lambda: {build_id: "a"}) == []
+
+
+def test_the_queue_is_asked_only_where_a_build_has_waited_for_a_lease(catalog: Catalog) -> None:
+    build_id, claimed, elsewhere = accept(catalog), accept(catalog), accept(catalog, THERE)
+    a = worker(catalog, "a")
+    handed_out(a)
+    handed_out(worker(catalog, "there", THERE))
+    assert a.take_unclaimed(lambda: pytest.fail("too young")) == []
+    wait_a_lease(catalog)
+    a.claim(claimed, claimed)
+    a.claim(build_id, build_id)
+    accept(catalog)
+    assert a.take_unclaimed(lambda: pytest.fail(f"{elsewhere} is not of this queue")) == []

@@ -1,12 +1,16 @@
 import json
 import logging
+import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
 
 from engines.options import Batching
+from service.errors import StartError
 from service.processes import supervisor
-from service.processes.supervisor import blame
+from service.processes.supervisor import Role, blame, one_build_worker, work
 from service.server import ENDING_S
 from service.serving.flight import FlightRecorder, Subject
 from service.serving.quarantine import CrashLog
@@ -40,3 +44,56 @@ def test_nobody_is_blamed_where_nothing_was_running(tmp_path: Path, caplog: pyte
 def test_a_server_has_the_time_to_answer_the_longest_request_that_a_build_may_ask_for() -> None:
     [most_ms] = [limit.le for limit in Batching.model_fields["timeout_ms"].metadata if hasattr(limit, "le")]
     assert most_ms / 1e3 + ENDING_S < supervisor._GRACE_S
+
+
+def ending(folder: Path, *statuses: int, finishes: bool) -> Role:
+    """A child that ends with one of the statuses after the other, and then with none."""
+    file = folder / "statuses"
+    file.write_text("".join(f"{status}\n" for status in statuses))
+    return Role(
+        name="worker",
+        module="tests.unit.service.ending",
+        arguments=(str(file),),
+        serves=False,
+        finishes=finishes,
+    )
+
+
+def test_a_worker_for_one_build_is_told_how_long_to_wait() -> None:
+    role = one_build_worker(2.5)
+    assert (role.module, role.arguments, role.finishes) == ("service.worker", ("--once", "2.5"), True)
+
+
+def test_a_worker_for_one_build_is_started_again_until_it_has_done_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    role = ending(tmp_path, os.EX_TEMPFAIL, 1, 0, 1, finishes=True)
+    monkeypatch.setattr(supervisor, "one_build_worker", lambda _: role)
+    assert work(Settings(home=tmp_path / "home"), say=print, once_s=1.0) == 0
+    assert (tmp_path / "statuses").read_text() == "1\n", "what is left"
+    assert [message.split(";")[0] for message in caplog.messages] == [
+        "the worker ended with exit status 75",
+        "the worker ended with exit status 1",
+    ]
+
+
+def test_a_worker_that_was_to_build_for_ever_is_started_again_whatever_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "WORKER", ending(tmp_path, 0, 0, 0, finishes=False))
+    with pytest.raises(
+        StartError, match="ended 3 times in a row before octet was ready, last with exit status 0"
+    ):
+        work(Settings(home=tmp_path / "home"), say=print)
+
+
+@pytest.mark.parametrize(("once_s", "status"), [(1.0, os.EX_TEMPFAIL), (None, 0)])
+def test_one_that_is_stopped_before_its_build_is_done_has_failed_for_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, once_s: float | None, status: int
+) -> None:
+    role = ending(tmp_path, finishes=once_s is not None)
+    monkeypatch.setattr(supervisor, "one_build_worker", lambda _: role)
+    monkeypatch.setattr(supervisor, "WORKER", role)
+    stop = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
+    stop.start()
+    assert work(Settings(home=tmp_path / "home"), say=print, once_s=once_s) == status
