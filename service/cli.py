@@ -81,7 +81,7 @@ def work(
 ) -> None:
     """Builds models for the servers on the same database and store, until Ctrl-C.
 
-    With --once it is stopped before the end of its build with status 75: start another, which goes on with it.
+    With --once it ends with 75 where it is stopped before its build is done: start another, which goes on with it.
     """
     tell(home=home)
     once_s = (_IDLE_S if idle_s is None else idle_s) if once else None
