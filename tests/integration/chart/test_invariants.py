@@ -5,7 +5,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import typer
 
+from service.cli import app
 from service.settings import Settings
 from tests.integration.chart.manifests import Render, component_of, containers, found, selects, texts
 from tests.integration.chart.values import GOOD, LONGEST_S
@@ -140,6 +142,16 @@ def test_variables_are_settings_of_octet(render: Render) -> None:
         made for made in render.of_kind("ConfigMap") if made["metadata"]["name"] in found_maps(render)
     ]
     assert set(settings["data"] or ()) <= known
+
+
+def test_octet_takes_the_arguments_that_it_is_started_with(render: Render) -> None:
+    commands = typer.main.get_command(app)
+    assert isinstance(commands, typer.core.TyperGroup)
+    for component in {component_of(pod) for pod in render.pods} & {"server", "worker"}:
+        for container in containers(render.pod(component)):
+            name, *options = container["args"]
+            # It reads them and does nothing.
+            assert commands.commands[name].make_context(name, list(options)).args == []
 
 
 def found_maps(render: Render) -> set[str]:
