@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 # On a GPU the copies of one batch overlap the computing of another; a third would only wait.
 _GPU_LANES = 2
+# Of the time between two looks: how old the answer to somebody else's may be.
+_LOOKS_SHARED = 1.5
 # Between two trials of an engine that failed on requests.
 _PROBE_EVERY_S = 1.0
 
@@ -70,8 +72,9 @@ class Caretaker:
         away = False
         while True:
             try:
-                # The keys are followed as often: one look is enough for both.
-                revision = await asyncio.to_thread(self._catalog.revision, within_s=self._poll_s)
+                # The keys are followed as often: one look is enough for both, wherever theirs falls between two of these.
+                within_s = _LOOKS_SHARED * self._poll_s
+                revision = await asyncio.to_thread(self._catalog.revision, within_s=within_s)
                 if revision != self._revision:
                     known = list(self._inventory.published.values())
                     self._inventory.publish(await asyncio.to_thread(versions_beside, self._catalog, known))
