@@ -156,7 +156,7 @@ def promote(meter: Meter, server: Octet, name: str, shown: Table) -> None:
             time.sleep(1.2)
 
     spent = meter.spent(work).beyond(idle)
-    shown.add_row(f"{name}: transactions", f"{spent['transactions'] / _PROMOTIONS:.1f}")
+    shown.add_row(f"{name}: transactions", f"{meter.begun(work) / _PROMOTIONS:.1f}")
     shown.add_row("  processor ms of octet", f"{spent['cpu_s'] / _PROMOTIONS * 1e3:.0f}")
     shown.add_row("  processor ms of the database", f"{spent['database_cpu_s'] / _PROMOTIONS * 1e3:.1f}")
     shown.add_row("  requests to the store", spent.requests())

@@ -81,6 +81,20 @@ class Meter:
         after = self._reading()
         return Spent(wall_s=wall_s, counts={name: after[name] - before.get(name, 0) for name in after})
 
+    def begun(self, work: Callable[[], object]) -> int:
+        """How many transactions `work` has anybody begin, by the database's log: looks at the revision are none.
+
+        What it counts of all transactions comes late, and says little of a few.
+        """
+        with self._engine.connect() as connection:
+            log = Path(connection.execute(sa.text("SHOW data_directory")).scalar_one()) / "log"
+        self._log("all")
+        start_bytes = log.stat().st_size
+        work()
+        begun = log.read_bytes()[start_bytes:].count(b": BEGIN")
+        self._log("none")
+        return begun
+
     def connections(self) -> int:
         """Open connections to the fleet's database but this one."""
         return int(self.scalar("SELECT count(*) - 1 FROM pg_stat_activity WHERE datname = :name"))
@@ -105,6 +119,12 @@ class Meter:
 
     def close(self) -> None:
         self._engine.dispose()
+
+    def _log(self, statements: str) -> None:
+        self.execute(f"ALTER SYSTEM SET log_statement = '{statements}'")
+        self.execute("SELECT pg_reload_conf()")
+        # Sessions read it before their next statement, once the server has told them.
+        time.sleep(0.5)
 
     def _tables(self, pattern: str) -> list[str]:
         named = "SELECT schemaname || '.' || tablename FROM pg_tables WHERE schemaname || '.' || tablename LIKE :like"

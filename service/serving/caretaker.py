@@ -72,7 +72,7 @@ class Caretaker:
         away = False
         while True:
             try:
-                # The keys are followed as often: one look is enough for both, wherever theirs falls between two of these.
+                # The keys are followed as often: one look is enough for both, wherever the other one falls.
                 within_s = _LOOKS_SHARED * self._poll_s
                 revision = await asyncio.to_thread(self._catalog.revision, within_s=within_s)
                 if revision != self._revision:
