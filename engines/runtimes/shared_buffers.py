@@ -25,13 +25,19 @@ _Shapes = tuple[tuple[int, ...], ...]
 
 
 class Memory:
-    """Room for the inputs of one batch, and the slots that begin at its start, of which one is used at a time."""
+    """Room for the inputs of one batch, and the slots that begin at its start, of which one is used at a time.
+
+    It holds the others, and that one holds it. Were it both ways, an engine that is done with would stay in memory
+    until the garbage collector comes to it: hundreds of megabytes after a few of them.
+    """
 
     def __init__(self, inputs: tuple[TensorSpec, ...]) -> None:
         self._inputs = inputs
         self._bytes: dict[str, Array] = {}
-        # Least recently used first.
+        # Least recently used first; not the one in use.
         self.slots: OrderedDict[_Shapes, PlacedSlot] = OrderedDict()
+        # Shapes that were forgotten since it has been in use.
+        self.forgotten: set[_Shapes] = set()
 
     def buffers(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
         """An array for each input. Where there is no room for one, there is from now on, and earlier slots are gone."""
@@ -46,9 +52,10 @@ class Memory:
 
 
 class PlacedSlot(ABC):
-    """A slot that knows the memory it lies in."""
+    """A slot that, while it is in use, holds the memory it lies in."""
 
-    memory: Memory
+    memory: Memory | None
+    shapes: _Shapes
 
     def __init__(self, inputs: Mapping[str, Array]) -> None:
         self.inputs = inputs
@@ -84,25 +91,27 @@ class SharedBuffersEngine(Engine):
             if self._closed:
                 raise EngineRunError("the engine is closed; load the version again.")
             memory = self._taken(key)
-        found = memory.slots.get(key)
-        if found is not None:
-            memory.slots.move_to_end(key)
-            return found
-        try:
-            found = self._new_slot(memory.buffers(shapes))
-        except BaseException:
-            with self._lock:
-                self._free.append(memory)
-            raise
+            memory.forgotten.clear()
+            found = memory.slots.pop(key, None)
+        if found is None:
+            try:
+                found = self._new_slot(memory.buffers(shapes))
+            except BaseException:
+                with self._lock:
+                    self._free.append(memory)
+                raise
+            found.shapes = key
         found.memory = memory
-        memory.slots[key] = found
         return found
 
     def release(self, slot: Slot) -> None:
-        memory = cast("PlacedSlot", slot).memory
+        placed = cast("PlacedSlot", slot)
+        memory, placed.memory = placed.memory, None
         with self._lock:
-            if self._closed:
+            if self._closed or memory is None:
                 return
+            if placed.shapes not in memory.forgotten:
+                memory.slots[placed.shapes] = placed
             self._free.append(memory)
             while sum(len(free.slots) for free in self._free) > MAX_KEPT_SLOTS:
                 self._drop_oldest()
@@ -113,6 +122,7 @@ class SharedBuffersEngine(Engine):
         with self._lock:
             for memory in self._all:
                 memory.slots.pop(key, None)
+                memory.forgotten.add(key)
 
     def close(self) -> None:
         with self._lock:

@@ -1,5 +1,7 @@
 """Slots of all sizes in the same memory: an engine that adds up the rows."""
 
+import gc
+import weakref
 from collections.abc import Mapping
 
 import numpy as np
@@ -135,3 +137,27 @@ def test_a_closed_engine_hands_out_nothing() -> None:
     engine.release(slot)
     with pytest.raises(EngineRunError, match="closed"):
         engine.slot(shapes(1))
+
+
+@pytest.mark.parametrize("dropped", ["by closing the engine", "as too many", "by who uses it"])
+def test_what_is_done_with_is_gone_without_the_garbage_collector(dropped: str) -> None:
+    gc.disable()
+    try:
+        engine = Adder()
+        slots = [engine.slot(shapes(rows)) for rows in (4, 2)]
+        known = [weakref.ref(slot) for slot in slots]
+        places = [weakref.ref(slot.inputs["x"].base) for slot in slots]
+        if dropped != "by who uses it":
+            while slots:
+                engine.release(slots.pop())
+        del slots
+        if dropped == "by closing the engine":
+            engine.close()
+        elif dropped == "as too many":
+            # At the same time, and so in memories of their own.
+            for slot in [engine.slot(shapes(20 + rows)) for rows in range(MAX_KEPT_SLOTS + 2)]:
+                engine.release(slot)
+        assert [slot() for slot in known] == [None, None]
+        assert [place() for place in places] == [None, None]
+    finally:
+        gc.enable()
