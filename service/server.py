@@ -27,7 +27,7 @@ from service.errors import StartError, StorageFullError
 from service.http.limits import ConnectionLimits
 from service.http.server import HttpConfig, HttpServer
 from service.monitoring.logs import configure_logging
-from service.processes import listening
+from service.processes import listening, memory
 from service.processes.lifeline import end_with_parent
 from service.processes.supervisor import REFUSED
 from service.serving.deployments import Deployments
@@ -152,6 +152,7 @@ def main() -> None:
     Raises:
         StartError: the settings cannot be used, or others would reach it and there are no keys.
     """
+    memory.keep_together()
     end_with_parent()
     listeners = listening.handed_over()
     settings = Settings.load()

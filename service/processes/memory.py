@@ -8,6 +8,8 @@ from pathlib import Path
 from service.processes.cgroups import lineage, memberships
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_M_ARENA_MAX = -8
+"""glibc's malloc.h."""
 
 
 def resident_bytes(pid: int) -> int:
@@ -26,6 +28,19 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def keep_together() -> None:
+    """Has all threads that begin from now on take memory from one place, where the C library is glibc.
+
+    Else threads get heaps of their own, and what a model leaves behind is strewn over all of them, in pages that are
+    never free as a whole. With three models that come and go, the server had 328 MiB after the first round and 371
+    after the eighth, where it did not end; from one heap 317 and 328. Threads of engines hardly allocate, and those of
+    Python have one lock anyway.
+    """
+    option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if option is not None:
+        option(_M_ARENA_MAX, 1)
 
 
 def memory_limit(root: Path = Path("/")) -> int:

@@ -1,4 +1,7 @@
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,3 +47,37 @@ def test_the_least_of_the_machine_and_its_groups_is_the_limit(
         file.write_text(content)
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert memory_limit(tmp_path) == (expected or machine)
+
+
+COUNT_HEAPS = """
+import ctypes, sys, threading
+from service.processes import memory
+
+if sys.argv[1] == "together":
+    memory.keep_together()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p
+at_once = threading.Barrier(5)
+
+def allocate():
+    libc.malloc(1000)
+    at_once.wait()
+
+threads = [threading.Thread(target=allocate) for _ in range(4)]
+for thread in threads:
+    thread.start()
+at_once.wait()
+out = ctypes.c_void_p(libc.fopen(b"/dev/stdout", b"w"))
+libc.malloc_info(0, out)
+libc.fflush(out)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="heaps of threads are glibc's")
+def test_threads_take_memory_from_one_heap_once_told_so() -> None:
+    def heaps(how: str) -> int:
+        command = [sys.executable, "-c", COUNT_HEAPS, how]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.count("<heap nr=")
+
+    assert heaps("together") == 1
+    assert heaps("apart") > 1
