@@ -129,13 +129,7 @@ class Leases:
         `holders` names the worker that has a run, for all runs that the queue has given away. It is asked only where
         a build waits that is older than a lease: before that nobody could be told to be dead.
         """
-        overdue = (
-            BuildRow.state.in_(UNFINISHED)
-            & sa.or_(BuildRow.hardware.is_(None), BuildRow.hardware == self.hardware)
-            & BuildRow.run.is_not(None)
-            & BuildRow.worker.is_(None)
-            & (BuildRow.created_at < clock() - LEASE_S)
-        )
+        overdue = self._overdue()
         with self._catalog.look() as session:
             if session.scalar(sa.select(BuildRow.id).where(overdue).limit(1)) is None:
                 return []
@@ -182,13 +176,23 @@ class Leases:
         """The queue's name of the run that takes a build through the steps of this worker."""
         return str(_run(build_id, self.steps))
 
-    def mine(self) -> list[tuple[str, str]]:
-        """Unfinished builds that this worker has claimed, each with its run."""
-        query = sa.select(BuildRow.id, BuildRow.run).where(
-            BuildRow.state.in_(UNFINISHED), BuildRow.worker == self.worker
-        )
+    def unfinished(self) -> dict[str, str]:
+        """Runs of unfinished builds that this worker has claimed, or for long nobody, each with its build."""
+        mine = BuildRow.state.in_(UNFINISHED) & (BuildRow.worker == self.worker) & BuildRow.run.is_not(None)
+        query = sa.select(BuildRow.run, BuildRow.id).where(mine | self._overdue())
         with self._catalog.look() as session:
-            return [(build_id, run) for build_id, run in session.execute(query) if run is not None]
+            found = session.execute(query.order_by(BuildRow.created_at).limit(_MOST_AT_ONCE))
+            return {str(run): build_id for run, build_id in found}
+
+    def _overdue(self) -> sa.ColumnElement[bool]:
+        """Builds that were put into the queue, and longer ago than a lease, but that nobody has claimed."""
+        return (
+            BuildRow.state.in_(UNFINISHED)
+            & sa.or_(BuildRow.hardware.is_(None), BuildRow.hardware == self.hardware)
+            & BuildRow.run.is_not(None)
+            & BuildRow.worker.is_(None)
+            & (BuildRow.created_at < clock() - LEASE_S)
+        )
 
 
 def worker_name(home: Path) -> str:

@@ -191,17 +191,21 @@ class BuildQueue:
         return {run.workflow_id: run.executor_id for run in given if run.executor_id is not None}
 
     def give_up(self) -> None:
-        """Fails builds of this worker that the queue is done with although the catalog is not."""
-        for build_id, run in self._leases.mine():
-            status = DBOS.get_workflow_status(run)
-            if status is not None and status.status in _ENDED:
-                reason = f"{status.status.lower()}: {status.error}" if status.error else status.status.lower()
-                self._catalog.fail(
-                    build_id,
-                    error=f"the build could not be carried out ({reason}); "
-                    "look into the worker's log, then upload again with ?force=true.",
-                    code="build.internal",
-                )
+        """Fails builds that the queue is done with although the catalog is not.
+
+        They are this worker's, or were another's that died before it could do the same.
+        """
+        builds = self._leases.unfinished()
+        if not builds:
+            return
+        for status in DBOS.list_workflows(workflow_ids=list(builds), status=list(_ENDED), load_input=False):
+            reason = f"{status.status.lower()}: {status.error}" if status.error else status.status.lower()
+            self._catalog.fail(
+                builds[status.workflow_id],
+                error=f"the build could not be carried out ({reason}); "
+                "look into the worker's log, then upload again with ?force=true.",
+                code="build.internal",
+            )
 
 
 def migrate_queue(url: str) -> None:

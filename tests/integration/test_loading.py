@@ -101,7 +101,9 @@ def test_a_version_is_loaded_warm_and_answers_like_the_original(built: Workspace
     with loaded.engine as engine:
         answer = engine.run({"image": rows})
     assert (loaded.precision, loaded.refusal) == (Precision.INT8, None)
-    assert (loaded.rules.batchable, loaded.rules.sizes) == (True, (1, 2, 3, 4))
+    assert loaded.rules.batchable
+    # A batch of 3 is padded to one of 4 where that was measured to be quicker.
+    assert loaded.rules.sizes in ((1, 2, 3, 4), (1, 2, 4))
     assert loaded.signature.inputs["image"].shape == (None, 3, 8, 8)
     expected = ReferenceSession(built.path(PREPARED), threads=1).run({"image": rows})
     for name, values in expected.items():

@@ -181,15 +181,18 @@ def test_builds_wait_for_their_hardware_until_nobody_has_it(
         assert session.get_one(BuildRow, gpu).run is None
 
 
-def test_a_worker_knows_its_unfinished_builds(catalog: Catalog) -> None:
-    build_id, other = accept(catalog), accept(catalog)
+def test_a_worker_knows_its_unfinished_builds_and_those_that_are_nobodys(catalog: Catalog) -> None:
+    build_id, others, nobodys = accept(catalog), accept(catalog), accept(catalog)
     a = worker(catalog, "a")
     handed_out(a)
     a.claim(build_id, build_id)
-    worker(catalog, "b").claim(other, other)
-    assert a.mine() == [(build_id, build_id)]
+    worker(catalog, "b").claim(others, others)
+    assert a.unfinished() == {build_id: build_id}
+    wait_a_lease(catalog)
+    assert a.unfinished() == {build_id: build_id, nobodys: nobodys}
     catalog.cancel(build_id)
-    assert a.mine() == []
+    catalog.cancel(nobodys)
+    assert a.unfinished() == {}
 
 
 def test_a_worker_keeps_its_name_in_its_folder_and_a_copy_gets_another(tmp_path: Path) -> None:
