@@ -13,7 +13,7 @@ CHART = ROOT / "k8s" / "octet"
 
 @pytest.fixture(scope="session")
 def helm() -> dict[str, Any]:
-    """What Helm makes of the chart with each set of values, and its lint."""
+    """What Helm makes of the chart with each set of values, and what it blames in it."""
     if not PYTHON.exists() or subprocess.run([PYTHON, "-c", "import helm_sdkpy"], check=False).returncode:
         pytest.skip("there is no Helm; make chart installs it, on Linux on x86-64")
     values = GOOD | {name: refused for name, (refused, _) in BAD.items()}

@@ -10,6 +10,7 @@ import gzip
 import http.server
 import json
 import re
+import shutil
 import sys
 import tempfile
 import threading
@@ -128,6 +129,26 @@ def rendered(configuration: Any, chart: str, values: dict[str, Any], posted: lis
     return {"manifests": manifests, "invalid": invalid(manifests), "notes": made["info"]["notes"]}
 
 
+def linted(configuration: Any, chart: str, values: dict[str, Any]) -> Any:
+    """What Helm blames in the chart with these values; its lint takes none, so they become the defaults of a copy."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = shutil.copytree(chart, Path(folder) / "octet")
+        defaults = copy / "values.yaml"
+        whole = merged(yaml.safe_load(defaults.read_text()), values)
+        defaults.write_text(yaml.safe_dump(whole))
+        return asyncio.run(helm_sdkpy.Lint(configuration).run(str(copy)))
+
+
+def merged(defaults: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """As Helm puts values over the defaults."""
+    return defaults | {
+        key: merged(defaults[key], value)
+        if isinstance(value, dict) and isinstance(defaults.get(key), dict)
+        else value
+        for key, value in values.items()
+    }
+
+
 def jobs(manifests: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The jobs that KEDA starts, as manifests of their own."""
     return [
@@ -173,12 +194,14 @@ def main() -> None:
             file = Path(folder) / "kubeconfig"
             file.write_text(yaml.safe_dump(kubeconfig))
             configuration = helm_sdkpy.Configuration(namespace="trials", kubeconfig=str(file))
-            outcome = {
-                name: rendered(configuration, chart, values, posted)
-                for name, values in json.load(sys.stdin).items()
+            sets = json.load(sys.stdin)
+            outcome = {name: rendered(configuration, chart, values, posted) for name, values in sets.items()}
+            lints = {
+                name: linted(configuration, chart, values)
+                for name, values in sets.items()
+                if "error" not in outcome[name]
             }
-            lint = asyncio.run(helm_sdkpy.Lint(configuration).run(chart))
-        json.dump({"renders": outcome, "lint": lint}, sys.stdout)
+        json.dump({"renders": outcome, "lints": lints}, sys.stdout)
         server.shutdown()
 
 

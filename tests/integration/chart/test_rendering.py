@@ -7,9 +7,11 @@ from tests.integration.chart.values import BAD, GOOD
 _WARNING = 2
 
 
-def test_helm_finds_nothing_to_blame(helm: dict[str, Any]) -> None:
-    assert helm["lint"]["Errors"] is None
-    assert [message for message in helm["lint"]["Messages"] if message["Severity"] >= _WARNING] == []
+@pytest.mark.parametrize("name", GOOD)
+def test_helm_finds_nothing_to_blame(helm: dict[str, Any], name: str) -> None:
+    lint = helm["lints"][name]
+    assert lint["Errors"] is None
+    assert [message for message in lint["Messages"] if message["Severity"] >= _WARNING] == []
 
 
 @pytest.mark.parametrize("name", GOOD)
