@@ -51,7 +51,9 @@ def values(text: str) -> Iterator[Value]:
             comments = []
     for path, default in _leaves(loaded, ()):
         # What is said of a group is said once, where it begins.
-        yield Value(path=path, default=default, text=described[path])
+        groups = [".".join(path.split(".")[:depth]) for depth in range(1, path.count(".") + 1)]
+        said = [*(described.pop(group, "") for group in groups), described[path]]
+        yield Value(path=path, default=default, text=" ".join(filter(None, said)))
 
 
 def _leaves(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:

@@ -44,10 +44,10 @@ def test_the_schema_lists_the_keys_that_there_are_and_refuses_others() -> None:
             assert schema["properties"].keys() - {"global"} == node.keys()
 
 
-def test_a_comment_is_of_the_key_below_it() -> None:
+def test_a_comment_is_of_the_key_below_it_and_that_of_a_group_stands_at_its_first_value() -> None:
     text = "# Of a.\na:\n  # Of b,\n  # in two lines.\n  b: 1\n  c: {}\n\n# Of nothing.\n\nd: [1]\n"
     assert [(value.path, value.default, value.text) for value in values(text)] == [
-        ("a.b", 1, "Of b, in two lines."),
+        ("a.b", 1, "Of a. Of b, in two lines."),
         ("a.c", {}, ""),
         ("d", [1], ""),
     ]
