@@ -1,6 +1,7 @@
 """What particular values of the chart make."""
 
 import base64
+import copy
 import json
 import os
 import shutil
@@ -30,7 +31,8 @@ ADMIN_KEY = "a" * 43
 
 
 def rendered(helm: dict[str, Any], name: str) -> Render:
-    return Render(manifests=helm["renders"][name]["manifests"])
+    # A copy: all tests share what Helm has made.
+    return Render(manifests=copy.deepcopy(helm["renders"][name]["manifests"]))
 
 
 def test_the_script_of_helm_test_builds_and_infers_on_a_real_octet(tmp_path: Path) -> None:
