@@ -40,6 +40,11 @@ def component_of(manifest: Manifest) -> str:
     return str(manifest["metadata"]["labels"]["app.kubernetes.io/component"])
 
 
+def labels_of(pod: Manifest) -> dict[str, str]:
+    labels: dict[str, str] = pod["metadata"]["labels"]
+    return labels
+
+
 def containers(pod: Manifest) -> list[Manifest]:
     """All of them, the first ones too."""
     return [*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"]]

@@ -22,8 +22,8 @@ from service.catalog.schema import create_engine
 from service.processes.supervisor import READY
 from service.settings import Settings
 from tests.integration.chart.conftest import CHART
-from tests.integration.chart.manifests import Render, component_of, found
-from tests.integration.chart.values import GOOD, PLACED, POSTGRESQL
+from tests.integration.chart.manifests import Render, component_of, found, labels_of, selects
+from tests.integration.chart.values import COLLECTOR, GOOD, PLACED, POSTGRESQL
 from tests.integration.running import DIGITS, running
 from tests.unit.deployment.monitoring import dashboard, metrics_of
 
@@ -161,6 +161,24 @@ def test_a_worker_lives_until_its_main_loop_has_hung_for_a_quarter_of_an_hour(
         os.utime(mark, (touched_s, touched_s))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode == 0, done.stderr) == (alive, "")
+
+
+@pytest.mark.parametrize("name", ["traced", "everything"])
+def test_what_servers_and_workers_may_reach_besides_is_what_was_named(
+    helm: dict[str, Any], name: str
+) -> None:
+    render = rendered(helm, name)
+    [policy] = [
+        made for made in render.of_kind("NetworkPolicy") if made["metadata"]["name"] == "trial-octet-egress"
+    ]
+    assert policy["spec"]["policyTypes"] == ["Egress"]
+    dns, *named = policy["spec"]["egress"]
+    assert [port["port"] for port in dns["ports"]] == [53, 53]
+    assert named == COLLECTOR["networkPolicy"]["egress"]
+    reaching = {
+        component_of(pod) for pod in render.pods if selects(policy["spec"]["podSelector"], labels_of(pod))
+    }
+    assert reaching == {component_of(pod) for pod in render.pods} & {"server", "worker"}
 
 
 def test_alerts_arrive_whole_and_name_the_runbooks(helm: dict[str, Any], tmp_path: Path) -> None:

@@ -9,7 +9,15 @@ import typer
 
 from service.cli import app
 from service.settings import Settings
-from tests.integration.chart.manifests import Render, component_of, containers, found, selects, texts
+from tests.integration.chart.manifests import (
+    Render,
+    component_of,
+    containers,
+    found,
+    labels_of,
+    selects,
+    texts,
+)
 from tests.integration.chart.values import GOOD, LONGEST_S
 
 PLAN_SECRET = "OCTET_PLAN_SECRET"
@@ -81,11 +89,6 @@ def test_every_selector_takes_pods_of_its_own_component(render: Render) -> None:
 def test_components_do_not_take_each_others_pods(render: Render) -> None:
     for workload in render.of_kind("Deployment", "StatefulSet"):
         assert len([pod for pod in render.pods if selects(workload["spec"]["selector"], labels_of(pod))]) == 1
-
-
-def labels_of(pod: dict[str, Any]) -> dict[str, str]:
-    labels: dict[str, str] = pod["metadata"]["labels"]
-    return labels
 
 
 def test_every_secret_that_must_be_there_is(render: Render, name: str) -> None:

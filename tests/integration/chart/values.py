@@ -38,6 +38,17 @@ INGRESS: Values = {
     },
 }
 GPU: Values = {"gpu": {"enabled": True, "count": 2, "runtimeClassName": "nvidia"}, "planSecret": "long"}
+COLLECTOR: Values = {
+    "extraEnv": [{"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://collector.invalid:4318"}],
+    "networkPolicy": {
+        "egress": [
+            {
+                "ports": [{"port": 4318}],
+                "to": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "traces"}}}],
+            }
+        ]
+    },
+}
 PLACED: Values = {
     "nodeSelector": {"pool": "octet"},
     "tolerations": [{"key": "dedicated", "operator": "Exists"}],
@@ -100,6 +111,7 @@ GOOD: dict[str, Values] = {
         },
     ),
     "on a volume": {"persistence": {"existingClaim": "models"}, "podDisruptionBudget": {"enabled": False}},
+    "traced": COLLECTOR,
     "no keys": {"noAuth": True},
     "no keys in a fleet": merged(EXTERNAL, {"noAuth": True}),
     "exposed": {
@@ -112,6 +124,7 @@ GOOD: dict[str, Values] = {
         WATCHED,
         INGRESS,
         GPU,
+        COLLECTOR,
         {
             "postgresql": {"enabled": True, "storageClass": "fast"},
             "planSecret": "",
@@ -124,7 +137,6 @@ GOOD: dict[str, Values] = {
             },
             "engineCache": {"claim": "engines"},
             "settings": {"OCTET_LANES": "2", "OCTET_ACCESS_LOG": "1"},
-            "extraEnv": [{"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://collector.invalid:4318"}],
             "serviceAccount": {"annotations": {"role": "octet"}},
             "server": PLACED,
             "worker": PLACED,
