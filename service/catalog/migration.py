@@ -5,6 +5,7 @@ lets machines be replaced one by one. Of processes that migrate at the same time
 """
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ HEAD = "0004"
 """The newest migration, as the file under `migrations/versions` names it; a test compares them."""
 _MIGRATING = 0x6D696772617465
 """Name of PostgreSQL's lock: "migrate"."""
+_ASK_EVERY_S = 0.2
 
 
 def migrate(engine: sa.Engine) -> None:
@@ -34,9 +36,14 @@ def migrate(engine: sa.Engine) -> None:
 
 @contextlib.contextmanager
 def alone(engine: sa.Engine) -> Iterator[None]:
-    """Waits until nobody else on a shared database migrates; others wait for us then."""
+    """Waits until nobody else on a shared database migrates; others wait for us then.
+
+    They ask again and again. A statement that waited for the lock would be a running one, and whoever has the lock
+    would wait for it in turn: dbos makes indexes CONCURRENTLY, which begins when all that ran before has ended.
+    """
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(sa.select(sa.func.pg_advisory_lock(_MIGRATING)))
+        while not connection.scalar(sa.select(sa.func.pg_try_advisory_lock(_MIGRATING))):
+            time.sleep(_ASK_EVERY_S)
         try:
             yield
         finally:
