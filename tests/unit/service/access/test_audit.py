@@ -16,6 +16,7 @@ from service.access.keys import Quotas, new_key
 from service.access.scopes import Scope
 from service.monitoring.logs import JsonFormatter
 from tests.unit.service.live_server import LiveServer, Reply, serving, until
+from tests.unit.service.test_access import calls
 
 PARTS = [("model", ("model.onnx", b"a model")), ("samples", ("samples.npz", b"PK\x03\x04 samples"))]
 BODY = httpx.Request("POST", "http://x", files=PARTS)
@@ -109,6 +110,22 @@ async def test_every_other_change_is_told_too(tmp_path: Path, trail: io.StringIO
             ("version.delete", "request.not_found", "local", "echo", 8),
             ("model.delete", "done", "local", "echo", None),
         ]
+
+
+async def test_no_call_that_may_change_something_is_without_a_line(
+    tmp_path: Path, trail: io.StringIO
+) -> None:
+    told = set()
+    async with serving(tmp_path) as server:
+        for method, path in calls(server):
+            lines(trail)
+            await server.ask(method, path)
+            actions = {line["action"] for line in lines(trail)}
+            reads = method == "GET" or path.endswith(("/infer", "/repository/index"))
+            assert len(actions) == (0 if reads else 1), f"{method} {path}"
+            told |= actions
+    elsewhere = {Action.FORGET, Action.CREATE_KEY, Action.REVOKE_KEY, Action.LIMIT_KEY}
+    assert told == {action.value for action in Action} - elsewhere
 
 
 async def test_reading_and_inferring_leave_no_trail(tmp_path: Path, trail: io.StringIO) -> None:
