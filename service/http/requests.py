@@ -9,6 +9,8 @@ from service.errors import BadRequestError, HeadTooLargeError, ServiceError
 from service.http.exchange import Header, Message
 
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
+# Of a Content-Length: more than any body has.
+_MOST_DIGITS = 18
 
 
 class Receiver(Protocol):
@@ -98,8 +100,8 @@ class RequestParser:
             self._headers.append((name, value))
             if name == b"expect" and value.lower() == b"100-continue":
                 self._expects_continue = True
-            elif name == b"content-length" and value.isdigit():
-                self.body_bytes = int(value)
+            elif name == b"content-length":
+                self.body_bytes = _length(value)
 
     def on_headers_complete(self) -> None:
         if self.mute_bytes > self._most_bytes:
@@ -162,6 +164,18 @@ class RequestParser:
         return HeadTooLargeError(
             f"the head of the request has more than {self._most_bytes} bytes; send fewer or shorter headers."
         )
+
+
+def _length(value: bytes) -> int:
+    """Bytes of a body by its Content-Length, which llhttp has read; 0, as where there is none, if a space follows.
+
+    llhttp takes any number of leading zeros, of which Python reads no more than some thousands.
+    """
+    if len(value) > _MOST_DIGITS:
+        raise BadRequestError(
+            f"the header Content-Length has {len(value)} digits; send the number of bytes, without leading zeros."
+        )
+    return int(value) if value.isdigit() else 0
 
 
 def _translated(error: Exception) -> Exception:

@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from tests.unit.service.http.plain_server import PlainServer, plain_server
+from service.http.exchange import Exchange, Message, Receive, Send
+from tests.unit.service.http.plain_server import PlainServer, answer, plain_server
 from tests.unit.service.live_server import Reply, read_reply, request, until
 
 CLOSE = {"Connection": "close"}
@@ -34,6 +35,16 @@ async def test_a_body_comes_whole_however_the_application_reads_it(path: str, si
     body = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
     async with plain_server() as server:
         assert (await ask(server, path, body)).body == body
+
+
+async def test_a_body_that_comes_with_its_head_is_there_in_one_piece() -> None:
+    async def at_hand(_: Message, receive: Receive, send: Send) -> None:
+        exchange: Exchange = receive.__self__  # type: ignore[attr-defined] # a bound method of the exchange
+        await answer(send, bytes(exchange.whole_at_hand() or b"none"))
+
+    async with plain_server(at_hand) as server:
+        for size in (100, 4096, 20_000):
+            assert (await ask(server, "/", b"x" * size)).body == b"x" * size
 
 
 @pytest.mark.parametrize("path", ["/", "/whole"])
@@ -243,6 +254,7 @@ async def test_nonsense_in_a_rest_that_nobody_waits_for_ends_the_connection() ->
         b"GET / HTTP/9.9\r\n\r\n",
         b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
         b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: " + b"0" * 5000 + b"1\r\n\r\nx",
         b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
         b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nnot a length\r\n",

@@ -96,6 +96,23 @@ async def test_an_application_that_takes_its_time_is_not_held_against_the_client
         writer.close()
 
 
+async def test_a_head_is_not_waited_for_while_nobody_reads() -> None:
+    async with plain_server(head_s=0.5) as server:
+        server.app.gate.clear()
+        reader, writer = await server.connect()
+        writer.write(
+            request("POST", "/", b"first") + request("POST", "/", b"second") + b"POST / HTTP/1.1\r\n"
+        )
+        await asyncio.sleep(0.7)
+        server.app.gate.set()
+        for body in (b"first", b"second"):
+            assert (await read_reply(reader)).body == body
+        await asyncio.sleep(0.25)
+        writer.write(b"Content-Length: 5\r\n\r\nthird")
+        assert (await read_reply(reader)).body == b"third"
+        writer.close()
+
+
 async def test_a_client_that_takes_no_answer_is_cut_off() -> None:
     async with plain_server(stall_s=0.4) as server:
         _, writer = await server.connect()
