@@ -31,6 +31,7 @@ from service.catalog.records import EngineState, EngineStatus
 from service.errors import (
     CancelledBuildError,
     ClaimLostError,
+    NotFoundError,
     SandboxCrashError,
     ServiceError,
     StorageFullError,
@@ -129,10 +130,10 @@ class BuildRun:
 
     def plan(self) -> list[PhasePlan] | None:
         """The phases that this build will go through."""
-        if self._record.read().state.ended:
-            return None
 
-        def ask() -> list[PhasePlan]:
+        def ask() -> list[PhasePlan] | None:
+            if self._record.read().state.ended:
+                return None
             plan: list[PhasePlan] = self.sandbox.call("plan", {}, what="the start of the build")
             return plan
 
@@ -201,6 +202,9 @@ class BuildRun:
             raise
         except CancelledBuildError:
             logger.info("build %s was cancelled", self._build_id, extra={"build": self._build_id})
+        except NotFoundError:
+            # By whoever had cancelled it: nothing is left to note anything of.
+            logger.info("build %s was forgotten", self._build_id, extra={"build": self._build_id})
         except (EngineError, ServiceError) as error:
             logger.info("build %s failed: %s", self._build_id, error, extra={"build": self._build_id})
             self._record.fail(error=str(error), code=error.code)

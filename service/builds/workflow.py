@@ -23,7 +23,7 @@ from service.builds.run import Builder
 from service.catalog.catalog import Catalog
 from service.catalog.connections import checked_arguments
 from service.catalog.schema import create_engine, translated
-from service.errors import StartError
+from service.errors import NotFoundError, StartError
 
 logger = logging.getLogger(__name__)
 
@@ -224,7 +224,7 @@ def _carry_out(builder: Builder, leases: Leases, build_id: str, *, begin: Callab
     if claim is None:
         return
     # One that was cancelled while it waited is none to end with.
-    if not patiently(lambda: builder.catalog.build(build_id), waits_for=AWAY_OR_FULL).state.ended:
+    if _goes_on(builder.catalog, build_id):
         begin()
     reached("claim.taken")
     if claim > _MOST_CLAIMS:
@@ -250,6 +250,14 @@ def _carry_out(builder: Builder, leases: Leases, build_id: str, *, begin: Callab
             summary = outcome["summary"]
         DBOS.run_step({"name": "publish"}, run.publish, plan, files, summary)
         reached("publish.recorded")
+
+
+def _goes_on(catalog: Catalog, build_id: str) -> bool:
+    try:
+        return not patiently(lambda: catalog.build(build_id), waits_for=AWAY_OR_FULL).state.ended
+    except NotFoundError:
+        # Cancelled and forgotten.
+        return False
 
 
 def _use_write_ahead_log(url: str) -> None:

@@ -22,7 +22,7 @@ from service.builds.uploads import UploadReader, check_size
 from service.catalog.catalog import Build, BuildState
 from service.catalog.retention import Retention
 from service.context import Context
-from service.errors import BadRequestError, ScopeError, ServiceError
+from service.errors import BadRequestError, NotFoundError, ScopeError, ServiceError
 from service.http.responses import json_response
 from service.processes.hardware import local_hardware
 
@@ -218,4 +218,8 @@ async def _events(context: Context, build: Build, caller: Caller) -> AsyncIterat
         await asyncio.sleep(_EVENTS_POLL_S)
         if not context.gate.still_admits(caller):
             return
-        build = await asyncio.to_thread(context.catalog.build, build.id)
+        try:
+            build = await asyncio.to_thread(context.catalog.build, build.id)
+        except NotFoundError:
+            # It has ended since we looked, and was forgotten.
+            return

@@ -15,6 +15,7 @@ from service.builds.leases import LEASE_S, Leases
 from service.builds.run import Builder
 from service.builds.workflow import BuildQueue
 from service.catalog.catalog import BuildState, Catalog, NewBuild
+from service.catalog.retention import Retention
 from service.catalog.schema import BuildRow
 
 
@@ -32,6 +33,31 @@ def queue(catalog: Catalog, tmp_path: Path) -> Iterator[BuildQueue]:
     made.launch()
     yield made
     DBOS.destroy(destroy_registry=True)
+
+
+def test_a_build_that_is_forgotten_before_its_turn_is_none_to_begin_with(
+    catalog: Catalog, queue: BuildQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = catalog.accept(NewBuild(model="m", fingerprint="f", options=BuildOptions(), files={}))[0]
+    claim = Leases.claim
+
+    def claim_and_forget(leases: Leases, build_id: str, run: str) -> int | None:
+        number = claim(leases, build_id, run)
+        catalog.cancel(build_id)
+        Retention(catalog).forget(build_id)
+        return number
+
+    monkeypatch.setattr(Leases, "claim", claim_and_forget)
+    queue.sweep()
+    deadline = time.monotonic() + 20
+    while not (ended := DBOS.list_workflows(status=["ERROR", "SUCCESS"])):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    # As far as that it is carried out, which in this queue nothing can be.
+    assert [(status.workflow_id, str(status.error)) for status in ended] == [
+        (build.id, "no room for claim 1")
+    ]
+    assert not queue.begun
 
 
 def test_builds_that_the_queue_is_done_with_fail_whoever_had_them(

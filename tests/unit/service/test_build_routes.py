@@ -38,6 +38,24 @@ async def test_an_upload_to_a_store_that_is_away_is_asked_for_again(
         assert states(server) == []
 
 
+async def test_the_events_of_a_build_end_when_it_is_forgotten(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(tmp_path) as server:
+        path = f"/v1/builds/{(await upload(server)).json['id']}"
+        reader, writer = await server.connect()
+        writer.write(request("GET", f"{path}/events", b"", {"Connection": "close"}))
+        assert b'"state":"queued"' in await reader.readuntil(b"\n\n\r\n")
+        # In one go, as no client that polls can see what lies between.
+        build_id = path.rpartition("/")[2]
+        server.context.catalog.cancel(build_id)
+        Retention(server.context.catalog).forget(build_id)
+        rest = await reader.read()
+        writer.close()
+    assert rest.endswith(b"0\r\n\r\n"), "the stream has its proper end"
+    assert "failed" not in caplog.text
+
+
 async def test_an_upload_that_the_disk_has_no_room_for_is_refused_before_a_byte_of_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -237,6 +237,25 @@ def test_cancelling_stops_native_work_within_two_seconds(builder: Builder) -> No
     assert builder.catalog.build(build_id).state is BuildState.CANCELLED
 
 
+def test_a_build_that_is_cancelled_and_forgotten_at_once_stops_as_well(builder: Builder) -> None:
+    build_id = accept(builder, "hang in calibrate")
+
+    def forget_once_it_hangs() -> None:
+        while builder.catalog.build(build_id).phase != "calibrate":
+            time.sleep(0.01)
+        builder.catalog.cancel(build_id)
+        Retention(builder.catalog).forget(build_id)
+
+    thread = threading.Thread(target=forget_once_it_hangs)
+    thread.start()
+    with builder.run(build_id) as run:
+        assert carry_out(run) is None
+        assert run.sandbox.pid is None
+    thread.join()
+    with builder.run(build_id) as run:
+        assert carry_out(run) is None
+
+
 def test_a_cancelled_build_is_not_begun(builder: Builder) -> None:
     build_id = accept(builder, "model")
     builder.catalog.cancel(build_id)
