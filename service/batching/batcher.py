@@ -32,6 +32,9 @@ from service.monitoring.timeline import Timeline
 
 logger = logging.getLogger(__name__)
 
+_LEAVING_S = 30.0
+"""How long an engine that is taken out may take to come back from a batch of which nobody waits for the answers."""
+
 
 def _stays() -> bool:
     return False
@@ -144,16 +147,17 @@ class Batcher:
         finally:
             self._open.discard(request)
 
-    async def close(self, *, drain_s: float = 30.0) -> None:
+    async def close(self, *, drain_s: float | None = None) -> None:
         """Answers what was admitted, then ends the threads and closes the engine. Idempotent.
 
-        New requests get NotReadyError, and so does what is still waiting after `drain_s`.
+        New requests get NotReadyError, and so does what is still waiting after `drain_s`. Without that nothing is cut
+        off: whatever was admitted has a deadline of its own.
         """
         if self._closing is None:
             self._closing = asyncio.get_running_loop().create_task(self._close(drain_s))
         await asyncio.shield(self._closing)
 
-    async def _close(self, drain_s: float) -> None:
+    async def _close(self, drain_s: float | None) -> None:
         if self._threads[0].ident is not None:
             answers = [request.answer for request in self._open]
             if answers:
@@ -162,7 +166,7 @@ class Batcher:
                 part.request.fail(NotReadyError("the model is being unloaded; send the request again."))
             for _ in self._threads:
                 self._batches.put(None)
-            await asyncio.to_thread(self._join, time.monotonic() + drain_s)
+            await asyncio.to_thread(self._join, time.monotonic() + _LEAVING_S)
         for timer in (self._delay, self._sweep):
             if timer is not None:
                 timer.cancel()
@@ -170,7 +174,7 @@ class Batcher:
         if any(thread.is_alive() for thread in self._threads):
             logger.error(
                 "an engine has not come back after %.0f s; its memory stays taken",
-                drain_s,
+                _LEAVING_S,
                 extra=self._concerned(),
             )
             return

@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -397,6 +398,27 @@ async def test_closing_answers_what_was_admitted_and_refuses_the_rest() -> None:
         await first
         await batcher.close()
     assert engine.closed == 1
+
+
+async def test_closing_waits_for_what_was_admitted_as_long_as_that_may_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wait, limits_s = asyncio.wait, list[float | None]()
+
+    async def noted(answers: Any, *, timeout: float | None = None) -> Any:  # noqa: ASYNC109 - asyncio's own
+        limits_s.append(timeout)
+        return await wait(answers, timeout=timeout)
+
+    monkeypatch.setattr(asyncio, "wait", noted)
+    engine = EchoEngine()
+    async with batching(engine, timeout_ms=200) as batcher:
+        first = await busy(engine, batcher)
+        closing = asyncio.create_task(batcher.close())
+        with pytest.raises(DeadlineError):
+            await first
+        engine.gate.set()
+        await closing
+    assert limits_s == [None]
 
 
 async def test_closing_gives_up_on_what_still_waits_when_its_time_is_over() -> None:
