@@ -181,7 +181,9 @@ class Leases:
         mine = BuildRow.state.in_(UNFINISHED) & (BuildRow.worker == self.worker) & BuildRow.run.is_not(None)
         query = sa.select(BuildRow.run, BuildRow.id).where(mine | self._overdue())
         with self._catalog.look() as session:
-            found = session.execute(query.order_by(BuildRow.created_at).limit(_MOST_AT_ONCE))
+            # One's own before those that merely wait, of which there may be any number.
+            query = query.order_by(BuildRow.worker.is_(None), BuildRow.created_at).limit(_MOST_AT_ONCE)
+            found = session.execute(query)
             return {str(run): build_id for run, build_id in found}
 
     def _overdue(self) -> sa.ColumnElement[bool]:

@@ -195,6 +195,19 @@ def test_a_worker_knows_its_unfinished_builds_and_those_that_are_nobodys(catalog
     assert a.unfinished() == {}
 
 
+def test_a_worker_sees_its_own_build_behind_however_many_that_wait(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MOST_AT_ONCE", 3)
+    waiting = [accept(catalog) for _ in range(4)]
+    a, mine = worker(catalog, "a"), accept(catalog)
+    while handed_out(a):
+        pass
+    a.claim(mine, mine)
+    wait_a_lease(catalog)
+    assert list(a.unfinished()) == [mine, *waiting[:2]]
+
+
 def test_a_worker_keeps_its_name_in_its_folder_and_a_copy_gets_another(tmp_path: Path) -> None:
     name = worker_name(tmp_path)
     assert worker_name(tmp_path) == name
