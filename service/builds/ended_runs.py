@@ -36,7 +36,12 @@ def forget_ended(catalog: Catalog, queue: Runs, *, kept_s: float = KEPT_S) -> in
 
     Not all at once where they are many. Without its run a build that goes on would begin anew: whatever the queue
     says, the catalog has the last word.
+
+    Raises:
+        CatalogUnavailableError: the database does not answer.
     """
+    # First, for it says so where the database is away: dbos would wait for that, and all other chores with it.
+    catalog.revision()
     before = datetime.fromtimestamp(time.time() - kept_s, UTC).isoformat()
     forgotten = skipped = 0
     for _ in range(_MOST_ROUNDS):

@@ -12,6 +12,7 @@ from service.builds import ended_runs
 from service.builds.ended_runs import forget_ended
 from service.builds.workflow import QueuedRuns
 from service.catalog.catalog import Catalog, NewBuild
+from service.errors import CatalogUnavailableError
 
 
 @pytest.fixture
@@ -72,6 +73,24 @@ def test_runs_go_with_all_that_is_kept_of_them_once_their_builds_have_ended(
     catalog.cancel(goes_on)
     assert forget_ended(catalog, QueuedRuns(), kept_s=-60.0) == 2
     assert set(left(tmp_path).values()) == {0}
+
+
+def test_the_queue_is_not_asked_while_the_database_is_away(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away() -> int:
+        raise CatalogUnavailableError("the database does not answer; see that it runs.")
+
+    class Untouched:
+        def ended(self, before: str, *, limit: int, offset: int) -> list[str]:
+            pytest.fail(f"dbos would wait for it here: {before}, {limit}, {offset}")
+
+        def delete(self, names: list[str]) -> None:
+            pytest.fail(f"nothing was said of {names}")
+
+    monkeypatch.setattr(catalog, "revision", away)
+    with pytest.raises(CatalogUnavailableError):
+        forget_ended(catalog, Untouched())
 
 
 def test_all_are_seen_to_though_they_are_many_and_some_stay(
