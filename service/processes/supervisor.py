@@ -36,6 +36,8 @@ _MOST_DEATHS_AT_START = 3
 # Longer than a server that does well ever takes: the longest request that a build may ask for, and the end itself.
 # Whoever cannot wait says so with a second signal, or ends us with SIGKILL, and then the children end as well.
 _GRACE_S = 3630.0
+# After so long people are told what is waited for, and what they can do about it.
+_SILENT_S = 3.0
 REFUSED = os.EX_CONFIG
 """Exit status of a child that cannot start as it was told to, and has said why: trying again would not help."""
 READY = "worker.ready"
@@ -293,15 +295,22 @@ def _is_ready(address: str) -> bool:
 
 def _end(keepers: Sequence[_Keeper], signals: _Signals) -> None:
     """Asks the children to end, once; kills those that have not within the grace time, or at a second signal."""
-    processes = [keeper.process for keeper in keepers if keeper.process is not None]
+    names = {keeper.process: keeper.role.name for keeper in keepers if keeper.process is not None}
+    processes = list(names)
     for process in processes:
         process.terminate()
-    deadline = time.monotonic() + _GRACE_S
+    began_s, told = time.monotonic(), False
     while (living := [process for process in processes if process.poll() is None]) and signals.stops < 2:
-        left_s = deadline - time.monotonic()
-        if left_s <= 0:
+        waited_s = time.monotonic() - began_s
+        if waited_s > _GRACE_S:
             break
-        signals.pause(min(left_s, _TICK_S))
+        if waited_s > _SILENT_S and not told:
+            told = True
+            logger.warning(
+                "the %s is still at what it has begun with; a second signal ends it at once",
+                " and the ".join(names[process] for process in living),
+            )
+        signals.pause(_TICK_S)
     for process in living:
         logger.warning("process %d did not end in time and is killed", process.pid)
     for process in processes:

@@ -4,6 +4,8 @@ import os
 import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -44,6 +46,42 @@ def test_nobody_is_blamed_where_nothing_was_running(tmp_path: Path, caplog: pyte
 def test_a_server_has_the_time_to_answer_the_longest_request_that_a_build_may_ask_for() -> None:
     [most_ms] = [limit.le for limit in Batching.model_fields["timeout_ms"].metadata if hasattr(limit, "le")]
     assert most_ms / 1e3 + ENDING_S < supervisor._GRACE_S
+
+
+class Slow:
+    """A child that has something to finish, and the signals while it does: none."""
+
+    stops = 0
+    pid = 1
+
+    def __init__(self) -> None:
+        self.pauses = 3
+        self.asked = 0
+
+    def terminate(self) -> None:
+        self.asked += 1
+
+    def poll(self) -> int | None:
+        return None if self.pauses else 0
+
+    def pause(self, _: float) -> None:
+        self.pauses -= 1
+
+    def kill(self) -> None:
+        assert not self.pauses, "it was let finish"
+
+
+def test_people_are_told_whom_the_end_waits_for_and_how_to_end_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervisor, "_SILENT_S", -1.0)
+    child: Any = Slow()
+    keeper: Any = SimpleNamespace(process=child, role=supervisor.SERVER)
+    supervisor._end([keeper], child)
+    assert child.asked == 1
+    assert caplog.messages == [
+        "the server is still at what it has begun with; a second signal ends it at once"
+    ]
 
 
 def ending(folder: Path, *statuses: int, finishes: bool) -> Role:
