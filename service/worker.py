@@ -140,7 +140,7 @@ def run(settings: Settings, duty: Duty) -> None:
         Chore(lambda: forget_ended(catalog, QueuedRuns()), every_s=FORGET_EVERY_S),
     ]
     _tend(chores, None if duty.once_s is None else Errand(queue, idle_s=duty.once_s))
-    # What the queue alone is done with nobody else would end: its worker is gone with this one.
+    # Else what the queue alone is done with waits for another worker, and for the end of this one's lease.
     patiently(queue.give_up, waits_for=AWAY_OR_FULL)
     logger.info("%s: this worker ends", "its build is done" if queue.begun else "no build came for it")
     _leave(leases, heartbeat, 0)
