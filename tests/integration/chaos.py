@@ -179,6 +179,9 @@ def check_nothing_lost(fleet: Fleet, accepted: list[str], timeout_s: float) -> N
     assert [build["state"] for build in builds] == ["succeeded"] * len(builds), builds
     fleet.revive()
     fleet.wait_until_ready()
+    assert [server.infer(STEADY).status_code for server in fleet.servers] == [200] * len(fleet.servers), (
+        "who says that it is ready answers"
+    )
     models = fleet.servers[0].client.get("/v1/models").json()["models"]
     found = {
         (model["name"], version["build"], version["version"])
