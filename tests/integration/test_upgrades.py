@@ -1,4 +1,4 @@
-"""octet is stopped in the middle of a build, replaced by another release, and finishes the build."""
+"""octet is replaced by another release in the middle of a build, which is finished."""
 
 import shutil
 import sqlite3
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.databases import PostgreSQL
+from tests.integration.fleet import fleet
 from tests.integration.running import ROOT, Octet, wait_for
 
 QUEUE_NAME = 'self._name = f"builds-{leases.hardware}"'
@@ -82,3 +84,35 @@ def test_a_build_goes_on_after_an_upgrade(
     finally:
         octet.client.close()
         octet.stop()
+
+
+@pytest.mark.timeout(300)
+def test_a_build_of_a_fleet_goes_on_with_a_worker_of_another_release(
+    source: Path, tmp_path: Path, postgresql_server: PostgreSQL
+) -> None:
+    with fleet(tmp_path, postgresql_server) as octets:
+        server, old = octets.add_server(), octets.add_worker()
+        octets.wait_until_ready()
+        another_release(source, server)
+        new = Octet(
+            tmp_path / "new",
+            command="worker",
+            source=source,
+            environment={"OCTET_THREADS": "1", **octets.environment},
+        )
+        build_id = server.upload().json()["id"]
+        octets.wait(lambda: server.build(build_id)["phase"] == "calibrate", "the third phase", 60)
+        assert octets.migrate().returncode == 0
+        octets.workers.append(new)
+        new.spawn()
+        before = server.build(build_id)
+        octets.workers.remove(old)
+        old.client.close()
+        # In order, as an upgrade does: the build need not wait for the end of its lease.
+        assert old.stop() == 0
+        done = octets.ended(build_id)
+        assert done["state"] == "succeeded", done["error"]
+        assert done["timings_s"]["validate"] == before["timings_s"]["validate"], "it was not done again"
+        assert "another release" in new.log
+        octets.wait(lambda: server.serves("digits"), "the version to be served by the release before", 60)
+        assert server.infer("digits").status_code == 200
