@@ -15,13 +15,16 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import helm_sdkpy
 import kubernetes_validate
 import yaml
 
 VERSION = "1.33.0"
+NAMESPACE = "trials"
+AGAIN = ("default", "bundled")
+"""Sets of values that are rendered a second time, where what they made is there already."""
 # Kinds of groups that this API server has; the resource is the plural that Kubernetes has it under.
 KINDS = {
     "v1": ["ConfigMap", "Secret", "Service", "ServiceAccount", "PersistentVolumeClaim", "Pod", "Namespace"],
@@ -50,9 +53,12 @@ class Cluster(http.server.BaseHTTPRequestHandler):
     """The part of Kubernetes' API that an installation needs."""
 
     posted: list[bytes]
+    # Secrets that are there, by path.
+    secrets: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def do_GET(self) -> None:
-        found = self.discovered(self.path.partition("?")[0])
+        path = self.path.partition("?")[0]
+        found = self.secrets.get(path) or self.discovered(path)
         missing = {
             "apiVersion": "v1",
             "kind": "Status",
@@ -129,6 +135,23 @@ def rendered(configuration: Any, chart: str, values: dict[str, Any], posted: lis
     return {"manifests": manifests, "invalid": invalid(manifests), "notes": made["info"]["notes"]}
 
 
+def rendered_again(
+    configuration: Any, chart: str, values: dict[str, Any], posted: list[bytes], before: dict[str, Any]
+) -> Any:
+    """What comes of a chart whose Secrets are there from `before`."""
+    owner = {"meta.helm.sh/release-name": "trial", "meta.helm.sh/release-namespace": NAMESPACE}
+    Cluster.secrets = {
+        f"/api/v1/namespaces/{NAMESPACE}/secrets/{manifest['metadata']['name']}": manifest
+        | {"metadata": manifest["metadata"] | {"namespace": NAMESPACE, "annotations": owner}}
+        for manifest in before["manifests"]
+        if manifest["kind"] == "Secret"
+    }
+    try:
+        return rendered(configuration, chart, values, posted)
+    finally:
+        Cluster.secrets = {}
+
+
 def linted(configuration: Any, chart: str, values: dict[str, Any]) -> Any:
     """What Helm blames in the chart with these values; its lint takes none, so they become the defaults of a copy."""
     with tempfile.TemporaryDirectory() as folder:
@@ -193,7 +216,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "kubeconfig"
             file.write_text(yaml.safe_dump(kubeconfig))
-            configuration = helm_sdkpy.Configuration(namespace="trials", kubeconfig=str(file))
+            configuration = helm_sdkpy.Configuration(namespace=NAMESPACE, kubeconfig=str(file))
             sets = json.load(sys.stdin)
             outcome = {name: rendered(configuration, chart, values, posted) for name, values in sets.items()}
             lints = {
@@ -201,7 +224,11 @@ def main() -> None:
                 for name, values in sets.items()
                 if "error" not in outcome[name]
             }
-        json.dump({"renders": outcome, "lints": lints}, sys.stdout)
+            again = {
+                name: rendered_again(configuration, chart, sets[name], posted, outcome[name])
+                for name in AGAIN
+            }
+        json.dump({"renders": outcome, "lints": lints, "again": again}, sys.stdout)
         server.shutdown()
 
 

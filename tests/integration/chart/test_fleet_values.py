@@ -242,6 +242,15 @@ def test_the_key_of_servers_and_of_helm_test_is_the_one_that_was_said_or_made_up
     assert rendered(helm, "no keys").of_kind("Secret") == []
 
 
+@pytest.mark.parametrize("name", ["default", "bundled"])
+def test_what_was_made_up_at_the_first_installation_stays(helm: dict[str, Any], name: str) -> None:
+    assert "error" not in helm["again"][name], helm["again"][name]
+    first, again = (Render(manifests=helm[renders][name]["manifests"]) for renders in ("renders", "again"))
+    [made], [kept] = first.of_kind("Secret"), again.of_kind("Secret")
+    assert made["data"].keys() >= {"admin-key"}
+    assert kept["data"] == made["data"]
+
+
 def test_the_bundled_database_is_the_one_that_is_asked(helm: dict[str, Any]) -> None:
     render = rendered(helm, "bundled")
     [secret] = render.of_kind("Secret")
