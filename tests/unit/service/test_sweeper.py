@@ -47,7 +47,8 @@ def test_a_sweep_removes_what_is_due_and_says_so(
     assert counts(lines) == {"builds' samples": 1, "builds without a version": 1, "files in the store": 1}
     assert "removed 1 builds' samples, 9 bytes" in caplog.messages
     assert "removed 1 files in the store, 7 bytes" in caplog.messages
-    assert len(caplog.messages) == 3
+    assert "build.forget by sweep: done" in caplog.messages
+    assert len(caplog.messages) == 4
     assert counts(sweeper.sweep()) == {}
 
 
