@@ -23,7 +23,7 @@ from service.catalog.holds import Holds
 from service.catalog.retention import Retention
 from service.context import Context
 from service.errors import ServiceError
-from service.http.responses import INTERNAL, error_response, framework_response
+from service.http.responses import INTERNAL, error_response, framework_response, part_with_frames
 from service.monitoring import request_ids
 from service.monitoring.build_metrics import BuildCollector
 from service.monitoring.metrics import Metrics
@@ -73,6 +73,7 @@ class OctetApp(FastAPI):
         try:
             self.gate.admit(scope, needed(scope["method"], path) if address is None else KeyScope.INFER)
         except ServiceError as error:
+            part_with_frames(error)
             return error_response(error)(scope, receive, _naming(request_ids.current(), send))
         if address is not None:
             return self.inference(address, scope, receive, send)

@@ -107,11 +107,13 @@ class Retention:
             reached("sweep.builds_dropped")
         return dropped
 
-    def forget(self, build_id: str) -> Build:
+    def forget(self, build_id: str, remove: Callable[[Collection[str]], None]) -> Build:
         """Removes an ended build without a version from the list, at once instead of in the course of time.
 
+        `remove` deletes those of its blobs that nothing else keeps.
+
         Returns:
-            The build as it was; its files are named by nothing any more.
+            The build as it was.
 
         Raises:
             NotFoundError: no such build.
@@ -131,6 +133,8 @@ class Retention:
                 )
             build = rows.to_build(row)
             session.delete(row)
+            session.flush()
+            remove(set(build.files.values()) - _kept(session))
         return build
 
     def versions_due(self, keep: int, unused_since: float) -> list[Key]:

@@ -19,10 +19,6 @@ from service.http.requests import RequestParser
 
 # More of a body than this does not wait for the application; reading pauses.
 _WAITING_BYTES = 1 << 16
-# So much is parsed before the question whether a request waits already. A client may send hundreds of them at once:
-# parsed together, they would hold up all other clients, and each would take the memory of a request.
-_SLICE_BYTES = 1 << 12
-_HEAD_END = b"\r\n\r\n"
 # What was not understood well enough to be a request is answered as this one.
 _NOBODY = {"method": "GET", "http_version": "1.1"}
 
@@ -250,22 +246,13 @@ class Connection(asyncio.Protocol):
         """Parses what has come, up to a request that has to wait for the one before it."""
         left, self._unparsed = self._unparsed, b""
         while left and not self._next and self._last_words is None:
-            size = self._slice_bytes(left)
+            size = self._parser.next_bytes(left)
             part, left = (left, b"") if len(left) <= size else (left[:size], memoryview(left)[size:])
             try:
                 self._parser.feed(part)
             except ServiceError as error:
                 self._end(error)
         self._unparsed = left if self._last_words is None else b""
-
-    def _slice_bytes(self, left: bytes | memoryview) -> int:
-        """How much of `left` to parse at once: a body is passed on whole, in one piece where all of it is there."""
-        body_bytes = self._parser.body_bytes
-        if not body_bytes and len(left) > _SLICE_BYTES:
-            head_bytes = bytes(left[:_SLICE_BYTES]).find(_HEAD_END) + len(_HEAD_END)
-            if head_bytes >= len(_HEAD_END):
-                return head_bytes
-        return max(_SLICE_BYTES, body_bytes)
 
     def _begin(self, exchange: Exchange) -> None:
         self._current = exchange

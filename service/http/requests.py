@@ -9,6 +9,10 @@ from service.errors import BadRequestError, HeadTooLargeError, ServiceError
 from service.http.exchange import Header, Message
 
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
+# So much is parsed before the question whether a request waits already. A client may send hundreds of them at once:
+# parsed together, they would hold up all other clients, and each would take the memory of a request.
+_SLICE_BYTES = 1 << 12
+_HEAD_END = b"\r\n\r\n"
 # Of a Content-Length: more than any body has.
 _MOST_DIGITS = 18
 
@@ -73,6 +77,14 @@ class RequestParser:
                 break
         if self.mute_bytes > self._most_bytes:
             raise self._head_too_large()
+
+    def next_bytes(self, left: bytes | memoryview) -> int:
+        """How much of `left` to feed at once: a body goes whole, in one piece where all of it is there."""
+        if not self.body_bytes and len(left) > _SLICE_BYTES:
+            head_bytes = bytes(left[:_SLICE_BYTES]).find(_HEAD_END) + len(_HEAD_END)
+            if head_bytes >= len(_HEAD_END):
+                return head_bytes
+        return max(_SLICE_BYTES, self.body_bytes)
 
     def body_was_read(self) -> None:
         """Takes the news that somebody else read the rest of the body off the connection."""

@@ -54,6 +54,15 @@ def error_headers(error: Exception) -> dict[str, str]:
     return {name: str(value) for name, value in said.items() if value is not None}
 
 
+def part_with_frames(error: Exception) -> None:
+    """Drops the traceback of an error that is answered and needed no more.
+
+    Its frames often have the error among their variables. Each would keep the other until the garbage collector comes,
+    and a flood of refused requests leaves memory that cannot be given back.
+    """
+    error.__traceback__ = None
+
+
 def error_response(error: Exception) -> Response:
     """An error as FastAPI's routes answer it."""
     return Response(body_of(error), status_of(error), error_headers(error), JSON)

@@ -1,6 +1,7 @@
 """uvicorn's server with this package's connections."""
 
 import asyncio
+import math
 import os
 import time
 from typing import Any, cast
@@ -32,6 +33,8 @@ class HttpServer(uvicorn.Server):
     def __init__(self, config: HttpConfig) -> None:
         super().__init__(config)
         self._ticks = max(1, round(config.limits.check_s * _TICKS_PER_S))
+        # Those that are still to be looked at before all have been.
+        self._unchecked: list[Connection] = []
         # The most connections since memory was last given back.
         self._most_connections = 0
         self._spare = SpareMemory(memory.resident_bytes(os.getpid()))
@@ -39,11 +42,16 @@ class HttpServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second; ends the connections that have kept the server waiting too long."""
-        if counter % self._ticks == 0:
-            connections = cast("list[Connection]", list(self.server_state.connections))
-            for connection in connections:
+        connections = cast("set[Connection]", self.server_state.connections)
+        left = self._ticks - counter % self._ticks
+        if left == self._ticks:
+            self._unchecked = list(connections)
+            self._give_back(len(self._unchecked))
+        # A part each time: ten thousand at once would keep everybody else waiting for milliseconds.
+        for _ in range(math.ceil(len(self._unchecked) / left)):
+            connection = self._unchecked.pop()
+            if connection in connections:
                 connection.check()
-            self._give_back(len(connections))
         return await super().on_tick(counter)
 
     def _give_back(self, connections: int) -> None:

@@ -108,8 +108,11 @@ async def cancel_build(
                 f"{'forget' if forget else 'cancel'} it, send the key that it was uploaded with, or one with the "
                 "scope admin."
             )
-        end = Retention(context.catalog).forget if forget else context.catalog.cancel
-        ended = await asyncio.to_thread(end, build_id)
+        if forget:
+            retention, remove = Retention(context.catalog), context.store.delete
+            ended = await asyncio.to_thread(retention.forget, build_id, remove)
+        else:
+            ended = await asyncio.to_thread(context.catalog.cancel, build_id)
     return json_response(await _shown(context, ended))
 
 

@@ -17,7 +17,15 @@ from service.http.coding_threads import in_coding_thread
 from service.http.compression import accepted, compressed
 from service.http.exchange import Exchange, Message, Receive, Send
 from service.http.request_body import INLINE_BYTES, BodyHeaders, body_at_hand, read_body
-from service.http.responses import BINARY, JSON, body_of, error_body, retry_after_s, status_of
+from service.http.responses import (
+    BINARY,
+    JSON,
+    body_of,
+    error_body,
+    part_with_frames,
+    retry_after_s,
+    status_of,
+)
 from service.monitoring import request_ids
 from service.monitoring.metrics import Metrics, Outcome
 from service.monitoring.timeline import SERVER_TIMING, TIMELINE, Timeline
@@ -114,6 +122,7 @@ class InferenceHandler:
         except Exception as error:  # noqa: BLE001 - the last handler: every request gets an answer
             answer = _failure(error, address)
             outcome = Outcome.of_status(answer.status)
+            part_with_frames(error)
         finally:
             self._count(deployment, outcome, rows, time.perf_counter() - started_s)
         if self._deployments.retiring:

@@ -1,4 +1,5 @@
 import asyncio
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,9 @@ import orjson
 import pytest
 from fastapi import APIRouter
 
-from service.errors import NotReadyError
+from service.access.keys import Quotas, new_key
+from service.access.scopes import Scope
+from service.errors import NotReadyError, ServiceError
 from service.routes.inference import Address, departure_of, infer_address
 from tests.unit.service.echo_engine import POISON
 from tests.unit.service.live_server import (
@@ -153,6 +156,29 @@ async def test_a_connection_serves_on_after_an_error(tmp_path: Path) -> None:
             writer.write(request("POST", "/v2/models/echo/infer", body))
             assert (await read_reply(reader)).status == status
         writer.close()
+
+
+async def test_answered_errors_do_not_wait_for_the_garbage_collector(tmp_path: Path) -> None:
+    async with serving(tmp_path, max_batch_rows=1, max_queue_rows=1) as server:
+        server.engine.gate.clear()
+        batcher, tasks = server.context.deployments.find("echo").batcher, []
+        for waiting in (1, 2, 3):
+            tasks.append(asyncio.create_task(server.infer(waiting)))
+            while batcher.inflight_requests < waiting:  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0.001)
+        gc.collect()
+        gc.disable()
+        try:
+            full = [await server.infer(row) for row in range(3)]
+            server.context.gate.replace([new_key("other", [Scope.INFER], Quotas())[1]])
+            refused = [await server.infer(row) for row in range(3)]
+            left = [thing for thing in gc.get_objects() if isinstance(thing, ServiceError)]
+        finally:
+            gc.enable()
+            server.engine.gate.set()
+            await asyncio.gather(*tasks)
+        assert [reply.status for reply in (*full, *refused)] == [429] * 3 + [401] * 3
+        assert left == []
 
 
 async def test_a_full_queue_answers_429_with_retry_after(tmp_path: Path) -> None:

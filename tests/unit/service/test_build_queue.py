@@ -44,7 +44,7 @@ def test_a_build_that_is_forgotten_before_its_turn_is_none_to_begin_with(
     def claim_and_forget(leases: Leases, build_id: str, run: str) -> int | None:
         number = claim(leases, build_id, run)
         catalog.cancel(build_id)
-        Retention(catalog).forget(build_id)
+        Retention(catalog).forget(build_id, lambda _: None)
         return number
 
     monkeypatch.setattr(Leases, "claim", claim_and_forget)

@@ -49,7 +49,7 @@ async def test_the_events_of_a_build_end_when_it_is_forgotten(
         # In one go, as no client that polls can see what lies between.
         build_id = path.rpartition("/")[2]
         server.context.catalog.cancel(build_id)
-        Retention(server.context.catalog).forget(build_id)
+        Retention(server.context.catalog).forget(build_id, lambda _: None)
         rest = await reader.read()
         writer.close()
     assert rest.endswith(b"0\r\n\r\n"), "the stream has its proper end"

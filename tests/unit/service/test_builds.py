@@ -244,7 +244,7 @@ def test_a_build_that_is_cancelled_and_forgotten_at_once_stops_as_well(builder: 
         while builder.catalog.build(build_id).phase != "calibrate":
             time.sleep(0.01)
         builder.catalog.cancel(build_id)
-        Retention(builder.catalog).forget(build_id)
+        Retention(builder.catalog).forget(build_id, lambda _: None)
 
     thread = threading.Thread(target=forget_once_it_hangs)
     thread.start()

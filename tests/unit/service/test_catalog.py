@@ -188,19 +188,19 @@ def test_an_ended_build_without_a_version_can_be_forgotten(catalog: Catalog, how
     else:
         catalog.publish(build.id, files={}, summary={})
         catalog.delete_model("m")
-    assert Retention(catalog).forget(build.id).id == build.id
+    assert Retention(catalog).forget(build.id, lambda _: None).id == build.id
     assert catalog.builds() == []
     with pytest.raises(NotFoundError):
-        Retention(catalog).forget(build.id)
+        Retention(catalog).forget(build.id, lambda _: None)
 
 
 def test_a_build_that_is_needed_cannot_be_forgotten(catalog: Catalog) -> None:
     build, _ = catalog.accept(new())
     with pytest.raises(ConflictError, match="is queued and cannot be forgotten; cancel it first"):
-        Retention(catalog).forget(build.id)
+        Retention(catalog).forget(build.id, lambda _: None)
     catalog.publish(build.id, files={}, summary={})
     with pytest.raises(ConflictError, match=r"made version 1 of model 'm' .* delete the version first"):
-        Retention(catalog).forget(build.id)
+        Retention(catalog).forget(build.id, lambda _: None)
     assert [known.id for known in catalog.builds()] == [build.id]
 
 

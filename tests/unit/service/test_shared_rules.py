@@ -219,6 +219,17 @@ def test_all_are_seen_to_though_they_are_many(
     assert len(beats) == 3
 
 
+def test_a_forgotten_build_takes_along_what_nothing_else_keeps(
+    catalog: Catalog, store: BlobStore, retention: Retention
+) -> None:
+    build = uploaded(catalog, store, "a", sent="the same")
+    end(catalog, store, build, BuildState.FAILED)
+    other = uploaded(catalog, store, "b", sent="the same")
+    retention.forget(build.id, store.delete)
+    assert there(store, build.files) == {SAMPLES}, "the other build has the same"
+    assert there(store, other.files) == {MODEL, SAMPLES}
+
+
 def test_a_store_that_goes_away_in_the_middle_leaves_samples_to_the_next_sweep(
     catalog: Catalog, store: BlobStore, retention: Retention, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,7 +77,7 @@ def test_files_are_counted_once_and_only_while_they_are_kept(catalog: Catalog) -
     catalog.delete_model("m")
     with pytest.raises(BytesQuotaError, match=r"would take 7.0KB"):
         upload(catalog, who, "c")
-    Retention(catalog).forget(second.id)
+    Retention(catalog).forget(second.id, lambda _: None)
     upload(catalog, caller(max_bytes=2000), "b")
 
 
@@ -87,7 +87,7 @@ def test_an_upload_that_failed_counts_until_it_is_forgotten(catalog: Catalog) ->
     catalog.fail(failed.id, error="no model.", code="model.invalid")
     with pytest.raises(BytesQuotaError, match=r"would take 3.0KB .*forget failed builds"):
         upload(catalog, who, "b")
-    Retention(catalog).forget(failed.id)
+    Retention(catalog).forget(failed.id, lambda _: None)
     upload(catalog, who, "b")
 
 

@@ -95,3 +95,27 @@ class AlwaysDue(SpareMemory):
     def due(self, resident_bytes: int, now_s: float) -> bool:
         """Whether there is growth."""
         return super().due(resident_bytes, now_s) or super().due(resident_bytes, now_s + 3600)
+
+
+async def test_connections_are_looked_at_in_parts_and_each_once_in_a_round() -> None:
+    class Counted:
+        looks = 0
+
+        def check(self) -> None:
+            self.looks += 1
+
+    async with plain_server(check_s=1.0) as running:
+        server = http_server.HttpServer(cast("http_server.HttpConfig", running.server.config))
+        counted = [Counted() for _ in range(95)]
+        server.server_state.connections = set(cast("list[Connection]", counted))  # type: ignore[arg-type]
+        for tick in range(10):
+            before = sum(one.looks for one in counted)
+            await server.on_tick(tick)
+            assert sum(one.looks for one in counted) - before <= 10
+        assert [one.looks for one in counted] == [1] * 95
+        # One that has gone is not looked at any more.
+        await server.on_tick(10)
+        server.server_state.connections.clear()
+        looks = sum(one.looks for one in counted)
+        await server.on_tick(11)
+        assert sum(one.looks for one in counted) == looks
