@@ -95,7 +95,12 @@ class Caretaker:
             await asyncio.sleep(self._poll_s)
 
     async def _load_wanted(self) -> None:
-        """Loads what is wanted and not there, one version at a time."""
+        """Loads what is wanted and not there, one version at a time.
+
+        Two at a time could hang: of threads that run the first batches of a process at the same time, one holds the
+        interpreter's lock while it waits for OpenVINO's module to be set up, and the other sets it up (seen with
+        2026.4).
+        """
         while True:
             version = self._inventory.next_to_load()
             if version is None:
