@@ -102,7 +102,7 @@ class Float8Grid:
         return snap(values / self.scale) * self.scale
 
 
-def float8_grid(threshold: float, *, unsigned: bool = False) -> Float8Grid:  # noqa: ARG001 # as for INT8
+def float8_grid(threshold: float, *, unsigned: bool = False) -> Float8Grid:  # noqa: ARG001 # called like INT8's
     """The grid whose largest number is the clipping `threshold`, or 1 for a tensor that was 0 throughout.
 
     E4M3 has a sign whether it is used or not, so `unsigned` changes nothing.

@@ -71,7 +71,7 @@ class LatencyReport(ReportPart):
         """Throughput of FP32, one run after the other."""
         return round(self.rows / self.fp32_ms * 1e3, 1)
 
-    @computed_field  # type: ignore[prop-decorator] # see above
+    @computed_field  # type: ignore[prop-decorator] # mypy knows no decorated property
     @property
     def quantized_rows_per_s(self) -> float | None:
         """Throughput of the 8-bit engine."""

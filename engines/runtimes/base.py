@@ -77,7 +77,7 @@ class Engine(ABC):
         Its arrays, outputs included, must not be used any more.
         """
 
-    def specialise(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:  # noqa: ARG002 # what an engine may do with them
+    def specialise(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:  # noqa: ARG002 # for engines that can
         """Compiles for exactly these shapes as well; slots of them run that from now on.
 
         False where this engine does not gain by it: its slots are as they were.

@@ -181,6 +181,8 @@ def _opener(path: Path, offset: int) -> Callable[[], IO[bytes]]:
     return open_data
 
 
+# What zipfile and zlib raise on damaged archives, those of unknown compression (NotImplementedError) and those with a
+# password (RuntimeError) included.
 _ZIP_ERRORS = (
     *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError),
     # A member's own header may call it UTF-8 when it is not.
@@ -226,6 +228,7 @@ def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     _check_directory(path, where)
     try:
         archive = zipfile.ZipFile(path)
+    # zipfile checks little: what it trips over in a bad directory, a seek before the start for one, comes as it is.
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error) as error:
         raise _damaged(where, error) from error
     with archive:
