@@ -23,6 +23,7 @@ from service.catalog.holds import Holds
 from service.catalog.retention import Retention
 from service.context import Context
 from service.errors import ServiceError
+from service.http.exchange import Exchange
 from service.http.responses import INTERNAL, error_response, framework_response, part_with_frames
 from service.monitoring import request_ids
 from service.monitoring.build_metrics import BuildCollector
@@ -66,6 +67,22 @@ class OctetApp(FastAPI):
             await self._answer(scope, receive, send)
         else:
             await self.observer.observe(self._answer, scope, receive, send)
+
+    def begin(self, exchange: Exchange) -> bool:
+        """Has a request answered without a task of its own where that is possible; else returns False.
+
+        That is inference with nothing to wait for but its batch: the request has come whole, and nobody watches it.
+        """
+        address = None if self.observer is not None else infer_address(exchange.scope["path"])
+        if address is None:
+            return False
+        try:
+            self.gate.admit(exchange.scope, KeyScope.INFER)
+        except ServiceError as error:
+            part_with_frames(error)
+            exchange.answer_error(error)
+            return True
+        return self.inference.begin(address, exchange)
 
     def _answer(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         path = scope["path"]

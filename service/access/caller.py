@@ -38,6 +38,11 @@ def note(scope: MutableMapping[str, Any], caller: Caller) -> None:
     scope[_SCOPE] = caller
 
 
+def is_noted(scope: MutableMapping[str, Any]) -> bool:
+    """Whether it is."""
+    return _SCOPE in scope
+
+
 def caller_of(scope: MutableMapping[str, Any]) -> Caller:
     """Who has sent the request of this ASGI scope, to a call that is not open to all: the gate has noted it."""
     caller: Caller = scope[_SCOPE]

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any, NoReturn
 
-from service.access.caller import ANYBODY, LOCAL, Caller, note
+from service.access.caller import ANYBODY, LOCAL, Caller, is_noted, note
 from service.access.key_table import Entry, KeyTable
 from service.access.keys import Key, KeyState
 from service.access.refusals import Reason, Refusals
@@ -64,13 +64,15 @@ class Gate:
             )
 
     def admit(self, scope: MutableMapping[str, Any], needed: Scope | None) -> None:
-        """Lets the request of an ASGI scope in, and notes in it who the caller is.
+        """Lets the request of an ASGI scope in, and notes in it who the caller is; once, however often it is asked.
 
         Raises:
             KeyRefusedError: no key came with it, or one that does not count.
             RequestQuotaError: its key has sent too many requests.
             ScopeError: its key has not got the scope `needed`.
         """
+        if is_noted(scope):
+            return
         if not self.asks:
             note(scope, ANYBODY if self._no_auth else LOCAL)
             return

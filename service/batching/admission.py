@@ -33,6 +33,8 @@ class Admission:
         self._seconds = 0.0
         self._rows = 0.0
         self._batches = 0
+        # Seconds that a row waits for each before it; 0 until that is known.
+        self._row_s = 0.0
         self._last_ended_s = 0.0
 
     def rows_of(self, feeds: Mapping[str, Array]) -> int:
@@ -42,10 +44,10 @@ class Admission:
             BadRequestError: its inputs differ in rows, or the engine does not take that many.
             TooLargeError: more rows than the queue ever holds.
         """
-        counts = {array.shape[0] if array.ndim else 1 for array in feeds.values()}
+        counts = [array.shape[0] if array.ndim else 1 for array in feeds.values()]
         rows = max(counts, default=1)
         if self._rules.batchable:
-            if len(counts) != 1:
+            if rows != min(counts, default=1):
                 seen = ", ".join(f"{name} has {array.shape[0]}" for name, array in feeds.items())
                 raise BadRequestError(f"the inputs differ in rows: {seen}; send as many rows in each.")
         elif rows > self._rules.max_rows:
@@ -66,7 +68,7 @@ class Admission:
         Raises:
             QueueFullError: its rows do not fit behind those that wait, or their turn would come too late.
         """
-        wait_s = waiting_rows * self._seconds / self._rows if self._batches >= _LEAST_BATCHES else 0.0
+        wait_s = waiting_rows * self._row_s
         if waiting_rows + rows > self._limits.max_queue_rows:
             problem = f"{waiting_rows} rows wait for the model and {self._limits.max_queue_rows} may"
         elif wait_s > _SHARE_OF_TIMEOUT * timeout_s:
@@ -88,3 +90,5 @@ class Admission:
             self._seconds = self._seconds * _FADING + max(0.0, batch.ended_s - since_s)
             self._rows = self._rows * _FADING + batch.rows
             self._batches += 1
+            if self._batches >= _LEAST_BATCHES:
+                self._row_s = self._seconds / self._rows

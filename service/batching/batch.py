@@ -115,7 +115,7 @@ def _cut(padding: Padding, part: Part, outputs: dict[str, Array]) -> dict[str, A
 
 def note_run(batch: Batch) -> None:
     """Tells the timelines of a batch, where it has any, when it ran."""
-    watched = [part.request.timeline for part in batch.parts if part.request.timeline is not None]
+    watched = [timeline for part in batch.parts if (timeline := part.request.caller.timeline) is not None]
     if not watched:
         return
     run = EngineRun(

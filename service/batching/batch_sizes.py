@@ -44,7 +44,8 @@ class BatchRules:
 
     def item_shapes(self, feeds: Mapping[str, Array]) -> ItemShapes:
         """The shapes that the rows of a request run in: their own, or padded to the next length."""
-        shapes = tuple(array.shape[1:] for array in feeds.values())
+        # Not by a generator, which costs more than what it does here.
+        shapes = tuple([array.shape[1:] for array in feeds.values()])
         if self.padding is None:
             return shapes
         length = self.padding.length_of({name: array.shape for name, array in feeds.items()})

@@ -2,16 +2,17 @@
 
 The event loop owns the queue; the engine runs in a thread of its own, or where that would cost more than it gains
 (`service.batching.quickness`) in the loop. An idle engine gets at once what is there; while it runs, rows gather, and
-a batch that is full is written into a second set of buffers, so that the engine goes on without a pause. Callers hold
-futures: a caller that leaves does not touch its batch mates.
+a batch that is full is written into a second set of buffers, so that the engine goes on without a pause. Callers are
+called back: one that leaves does not touch its batch mates.
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from queue import SimpleQueue
 from typing import Any
 
@@ -23,21 +24,15 @@ from service.batching.admission import Admission
 from service.batching.batch import Batch, note_run, shares, written
 from service.batching.batch_sizes import BatchRules
 from service.batching.device import Device, Turn
-from service.batching.queue import Part, RowQueue, Waiting, turn_s
+from service.batching.queue import Caller, Part, RowQueue, Waiting, turn_s
 from service.batching.quickness import Quickness
 from service.errors import DeadlineError, NotReadyError
-from service.monitoring import request_ids
 from service.monitoring.metrics import VersionMetrics
-from service.monitoring.timeline import Timeline
 
 logger = logging.getLogger(__name__)
 
 _LEAVING_S = 30.0
 """How long an engine that is taken out may take to come back from a batch of which nobody waits for the answers."""
-
-
-def _stays() -> bool:
-    return False
 
 
 class Batcher:
@@ -58,6 +53,7 @@ class Batcher:
         """`device` is what the engine shares with others; None is a device of its own."""
         self._engine = engine
         self._limits = limits
+        self._limit_s = limits.timeout_ms / 1e3
         self._rules = rules
         self._metrics = metrics
         self._device = device or Device()
@@ -65,13 +61,18 @@ class Batcher:
         self._admission = Admission(limits, rules)
         self._quickness = Quickness()
         self._queue = RowQueue()
+        # Admitted and not settled.
         self._open: set[Waiting] = set()
+        # Set with each that is settled once the batcher closes.
+        self._settled = asyncio.Event()
         # Batches that were handed over and have not come back: one for each lane held, and at most one ahead.
         self._running = 0
         self._closing: asyncio.Task[None] | None = None
         self._flush_planned = False
         self._delay: asyncio.TimerHandle | None = None
+        # The timer for deadlines, and the earliest, at which it is set.
         self._sweep: asyncio.TimerHandle | None = None
+        self._sweep_s = math.inf
         self._batches: SimpleQueue[Batch | None] = SimpleQueue()
         self._threads = [
             threading.Thread(target=self._work, name="octet-engine", daemon=True)
@@ -95,35 +96,39 @@ class Batcher:
         for thread in self._threads:
             thread.start()
 
-    async def submit(
+    def enqueue(
         self,
         feeds: dict[str, Array],
+        caller: Caller,
         *,
         timeout_s: float | None = None,
         priority: int | None = None,
-        gone: Callable[[], bool] = _stays,
-        timeline: Timeline | None = None,
-    ) -> dict[str, Array]:
-        """Runs the rows of `feeds` and returns their outputs.
+    ) -> Waiting:
+        """Has the rows of `feeds` run and `caller` told what became of them; not before this returns.
 
         `feeds` has one C-contiguous array per input, in the model's order, rows along axis 0. `priority` is 1 for
-        the highest, see `service.batching.queue.turn_s`. `gone` says whether the caller's client has left; such a
-        request is dropped when its batch forms. `timeline`, where there is one, is told when what happened.
+        the highest, see `service.batching.queue.turn_s`. A request whose caller has left is dropped when its batch
+        forms.
+
+        The caller is called back, not awaited: a future, and the task that waits for it, cost as much as all else
+        that batching does for a request.
 
         Raises:
             BadRequestError: the inputs differ in rows, or the engine does not take that many.
             TooLargeError: more rows than the queue ever holds.
             QueueFullError: no room for these rows now.
             NotReadyError: the engine is being taken out.
+
+        The caller fails with:
             DeadlineError: not answered in time.
             EngineRunError: the engine failed on the batch.
-            DepartedError: the client has gone.
+            NotReadyError: the engine was taken out.
+            DepartedError: the caller has left.
         """
         rows = self._admission.rows_of(feeds)
         if self._closing is not None:
             raise NotReadyError("the model is being unloaded; send the request again.")
-        limit_s = self._limits.timeout_ms / 1e3
-        limit_s = limit_s if timeout_s is None else min(timeout_s, limit_s)
+        limit_s = self._limit_s if timeout_s is None else min(timeout_s, self._limit_s)
         self._admission.check_room(rows, self._queue.rows, limit_s)
         now_s = time.perf_counter()
         request = Waiting(
@@ -132,20 +137,15 @@ class Batcher:
             arrived_s=now_s,
             turn_s=turn_s(now_s, priority),
             deadline_s=now_s + limit_s,
-            answer=self._loop.create_future(),
-            gone=gone,
-            request_id=request_ids.current(),
-            timeline=timeline,
+            caller=caller,
+            on_settled=self._on_settled,
         )
-        if timeline is not None:
-            timeline.queued_s = now_s
+        if caller.timeline is not None:
+            caller.timeline.queued_s = now_s
         self._open.add(request)
-        self._enqueue(request)
+        self._push(request)
         self._watch_deadline(request.deadline_s)
-        try:
-            return await request.answer
-        finally:
-            self._open.discard(request)
+        return request
 
     async def close(self, *, drain_s: float | None = None) -> None:
         """Answers what was admitted, then ends the threads and closes the engine. Idempotent.
@@ -159,9 +159,8 @@ class Batcher:
 
     async def _close(self, drain_s: float | None) -> None:
         if self._threads[0].ident is not None:
-            answers = [request.answer for request in self._open]
-            if answers:
-                await asyncio.wait(answers, timeout=drain_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._all_settled(), drain_s)
             for part in self._queue.drain():
                 part.request.fail(NotReadyError("the model is being unloaded; send the request again."))
             for _ in self._threads:
@@ -180,12 +179,22 @@ class Batcher:
             return
         await asyncio.to_thread(self._engine.close)
 
+    async def _all_settled(self) -> None:
+        while self._open:
+            self._settled.clear()
+            await self._settled.wait()
+
+    def _on_settled(self, request: Waiting) -> None:
+        self._open.discard(request)
+        if self._closing is not None:
+            self._settled.set()
+
     def _join(self, until_s: float) -> None:
         for thread in self._threads:
             thread.join(max(0.0, until_s - time.monotonic()))
 
-    def _enqueue(self, request: Waiting) -> None:
-        """Queues a request, an oversize one in parts, and has the engine woken if it is idle.
+    def _push(self, request: Waiting) -> None:
+        """Puts a request into the queue, an oversize one in parts, and has the engine woken if it is idle.
 
         Waking waits for the end of the loop's turn: requests that came in together go together.
         """
@@ -303,25 +312,25 @@ class Batcher:
 
     def _concerned(self, parts: Iterable[Part] = ()) -> dict[str, Any]:
         """Whom a log line is about."""
-        names = [part.request.request_id.decode() for part in parts]
+        names = [part.request.caller.request_id.decode() for part in parts]
         return {"model": self._metrics.model, "version": self._metrics.version, "request_ids": names}
 
     def _watch_deadline(self, deadline_s: float) -> None:
         """One timer for all requests, at the earliest deadline: a timer each would cost too much."""
-        when = self._loop.time() + deadline_s - time.perf_counter()
+        if deadline_s >= self._sweep_s:
+            return
         if self._sweep is not None:
-            if self._sweep.when() <= when:
-                return
             self._sweep.cancel()
-        self._sweep = self._loop.call_at(when, self._expire)
+        self._sweep_s = deadline_s
+        self._sweep = self._loop.call_at(self._loop.time() + deadline_s - time.perf_counter(), self._expire)
 
     def _expire(self) -> None:
-        self._sweep = None
+        self._sweep, self._sweep_s = None, math.inf
         now_s = time.perf_counter()
-        for request in self._open:
+        # A copy: what is settled is taken out.
+        for request in list(self._open):
             if request.deadline_s <= now_s:
                 waited_ms = (now_s - request.arrived_s) * 1e3
                 request.fail(DeadlineError(f"no answer within {waited_ms:.0f} ms; send fewer at a time."))
-        left = [request.deadline_s for request in self._open if not request.answer.done()]
-        if left:
-            self._watch_deadline(min(left))
+        if self._open:
+            self._watch_deadline(min(request.deadline_s for request in self._open))

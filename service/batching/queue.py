@@ -1,10 +1,10 @@
 """The rows that wait for one engine, and how a batch is formed of them."""
 
-import asyncio
 import heapq
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -36,9 +36,27 @@ def turn_s(arrived_s: float, priority: int | None) -> float:
     return arrived_s + (level - 1) * PRIORITY_STEP_S
 
 
+class Caller(Protocol):
+    """Who waits for the answer to a request, in the event loop; none of these raises."""
+
+    # How the request is called in log lines: the engine's thread and the batch have no context of one request.
+    request_id: bytes
+    # Where somebody wants to see when what happened.
+    timeline: Timeline | None
+
+    def has_left(self) -> bool:
+        """Whether nobody would read an answer any more."""
+
+    def answered(self, outputs: dict[str, Array]) -> None:
+        """Takes the outputs."""
+
+    def failed(self, error: Exception) -> None:
+        """Takes the reason why there are none."""
+
+
 @dataclass(kw_only=True, slots=True, eq=False)
 class Waiting:
-    """One admitted request until it is answered. Times are those of `time.perf_counter`."""
+    """One admitted request until it is settled: answered, failed or left. Times are those of `time.perf_counter`."""
 
     # One C-contiguous array per input, rows along axis 0.
     feeds: dict[str, Array]
@@ -47,45 +65,49 @@ class Waiting:
     # See the function `turn_s`.
     turn_s: float
     deadline_s: float
-    # Gets the outputs, or the error.
-    answer: asyncio.Future[dict[str, Array]]
-    # Whether the client has left.
-    gone: Callable[[], bool]
-    # How it is called in log lines: the engine's thread and the batch have no context of one request.
-    request_id: bytes = b""
-    # Where somebody wants to see when what happened.
-    timeline: Timeline | None = None
-    # Outputs of the parts that have run, by the row that they start at.
-    done: dict[int, dict[str, Array]] = field(default_factory=dict)
+    caller: Caller
+    # Called once it is settled, before its caller is.
+    on_settled: Callable[["Waiting"], None]
+    settled: bool = False
     parts: int = 1
+    # Outputs of the parts that have run, by the row that they start at; None where there is one part.
+    done: dict[int, dict[str, Array]] | None = None
 
     def abandoned(self) -> bool:
-        """Whether an answer would reach nobody: timed out, failed, cancelled, or client gone."""
-        if not self.answer.done() and self.gone():
-            self.answer.set_exception(DepartedError())
-        return self.answer.done()
+        """Whether an answer would reach nobody: timed out, failed, or client gone."""
+        if not self.settled and self.caller.has_left():
+            self.fail(DepartedError())
+        return self.settled
 
     def fail(self, error: Exception) -> None:
-        """Answers with an error, unless it is answered already."""
-        if not self.answer.done():
-            self.answer.set_exception(error)
+        """Answers with an error, unless it is settled already."""
+        if not self.settled:
+            self.leave()
+            self.caller.failed(error)
+
+    def leave(self) -> None:
+        """Settles it without an answer: its caller waits no more."""
+        if not self.settled:
+            self.settled = True
+            self.on_settled(self)
 
     def answer_part(self, part: "Part", outputs: dict[str, Array]) -> None:
         """Takes the outputs of one part and answers once all parts have theirs."""
-        if self.answer.done():
+        if self.settled:
             return
-        if self.parts == 1:
-            self.answer.set_result(outputs)
-            return
-        self.done[part.start] = outputs
-        if len(self.done) == self.parts:
-            pieces = [self.done[start] for start in sorted(self.done)]
-            self.answer.set_result(
-                {name: np.concatenate([piece[name] for piece in pieces]) for name in outputs}
-            )
+        if self.parts > 1:
+            done = self.done = self.done or {}
+            done[part.start] = outputs
+            if len(done) < self.parts:
+                return
+            pieces = [done[start] for start in sorted(done)]
+            outputs = {name: np.concatenate([piece[name] for piece in pieces]) for name in outputs}
+        self.leave()
+        self.caller.answered(outputs)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+# Not frozen: to set a field would take three times as long.
+@dataclass(kw_only=True, slots=True, eq=False)
 class Part:
     """Consecutive rows of one request that run in one batch; all of them unless the request is oversize."""
 

@@ -7,27 +7,21 @@ four times, and takes two system calls for an answer.
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from uvicorn.server import ServerState
 
 from service.errors import ConnectionsFullError, ServiceError, SlowRequestError
+from service.http.answer_head import Header
 from service.http.body_reader import BodyReader
-from service.http.exchange import Application, Exchange, Header, Message, Piece
-from service.http.limits import ConnectionLimits, Pace
+from service.http.exchange import Application, Begin, Exchange, Message, Piece
+from service.http.limits import Configuration, Pace
 from service.http.requests import RequestParser
 
 # More of a body than this does not wait for the application; reading pauses.
 _WAITING_BYTES = 1 << 16
 # What was not understood well enough to be a request is answered as this one.
 _NOBODY = {"method": "GET", "http_version": "1.1"}
-
-
-class Configuration(Protocol):
-    """What a connection reads of its server's configuration."""
-
-    loaded_app: Any
-    limits: ConnectionLimits
 
 
 class Connection(asyncio.Protocol):
@@ -46,6 +40,8 @@ class Connection(asyncio.Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self._application: Application = config.loaded_app
+        # Of an application of ours; any other is run in a task.
+        self._begins: Begin | None = getattr(config.loaded_app, "begin", None)
         self._limits = config.limits
         self._server = server_state
         self._app_state = app_state
@@ -56,6 +52,8 @@ class Connection(asyncio.Protocol):
         self._incoming: Exchange | None = None
         self._current: Exchange | None = None
         self._next: deque[Exchange] = deque()
+        # The one to be answered, until it is begun: once all that came with its head is parsed.
+        self._fresh: Exchange | None = None
         # What came with a request that waits, and after it, as it came; nothing more is read meanwhile.
         self._unparsed: bytes | memoryview = b""
         # Whether a head is due, or part of one is there; an idle connection owes nothing.
@@ -82,10 +80,7 @@ class Connection(asyncio.Protocol):
         connections.add(self)
         self._since_s = self._loop.time()
         server, client = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
-        base: Message = {
-            "server": (server or ("", None))[:2],
-            "client": (client or ("", 0))[:2],
-        }
+        base: Message = {"server": (server or ("", None))[:2], "client": (client or ("", 0))[:2]}
         self._parser = RequestParser(self, base=base, most_bytes=self._limits.head_bytes)
         if full:
             self._end(
@@ -138,7 +133,7 @@ class Connection(asyncio.Protocol):
         exchange = Exchange(self, scope, keep_alive=keep_alive, expects_continue=expects_continue)
         self._incoming = exchange
         if self._current is None and not self.congested:
-            self._begin(exchange)
+            self._current = self._fresh = exchange
         else:
             self._next.append(exchange)
             self._pause_reading()
@@ -164,10 +159,7 @@ class Connection(asyncio.Protocol):
 
     def write(self, pieces: Sequence[Piece], size: int) -> None:
         self._written_bytes += size
-        if len(pieces) == 1:
-            self._transport.write(pieces[0])
-        else:
-            self._transport.writelines(pieces)
+        self._transport.writelines(pieces)
 
     async def drained(self) -> None:
         if self._writable is None:
@@ -246,16 +238,25 @@ class Connection(asyncio.Protocol):
         """Parses what has come, up to a request that has to wait for the one before it."""
         left, self._unparsed = self._unparsed, b""
         while left and not self._next and self._last_words is None:
-            size = self._parser.next_bytes(left)
-            part, left = (left, b"") if len(left) <= size else (left[:size], memoryview(left)[size:])
+            part, left = self._parser.split(left)
             try:
                 self._parser.feed(part)
             except ServiceError as error:
                 self._end(error)
+            if self._fresh is not None:
+                self._begin_fresh(self._fresh)
         self._unparsed = left if self._last_words is None else b""
 
-    def _begin(self, exchange: Exchange) -> None:
-        self._current = exchange
+    def _begin_fresh(self, exchange: Exchange) -> None:
+        """Begins the request that was just parsed, without a task where the application can."""
+        self._fresh = None
+        if exchange.answered:
+            return
+        if self._begins is None or not exchange.received or not exchange.begin(self._begins):
+            self._run(exchange)
+
+    def _run(self, exchange: Exchange) -> None:
+        """Has the application answer in a task."""
         task = self._loop.create_task(exchange.run(self._application))
         # The loop itself keeps no task alive; the server waits for these before it ends.
         self._server.tasks.add(task)
@@ -276,7 +277,9 @@ class Connection(asyncio.Protocol):
         if self.congested or self._transport.is_closing():
             return
         if self._next:
-            self._begin(self._next.popleft())
+            self._current = self._next.popleft()
+            # In a task even where it could be begun at once: many of them would nest their answers too deep.
+            self._run(self._current)
             self._parse()
         elif self._last_words is not None:
             self._current = Exchange(self, dict(_NOBODY), keep_alive=False, expects_continue=False)
@@ -285,7 +288,8 @@ class Connection(asyncio.Protocol):
             # Nor does a client owe for the time in which nobody read what it sends.
             if self._reading_paused or not self._in_head:
                 self._since_s = self._loop.time()
-            self._resume_reading()
+            if self._reading_paused:
+                self._resume_reading()
 
     def _end(self, error: ServiceError) -> None:
         """Reads no more, answers what was received before, then sends the error and closes."""

@@ -5,20 +5,21 @@ https://asgi.readthedocs.io/en/latest/specs/www.html
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from http import HTTPStatus
 from typing import Any, Protocol
 
 import numpy as np
 
 from service.errors import ServiceError
+from service.http.answer_head import CLOSE, Header, head_of
 from service.http.responses import (
     INTERNAL,
     INTERNAL_CODE,
     JSON,
     body_of,
     error_body,
-    retry_after_s,
+    error_headers,
     status_of,
 )
 from service.monitoring import request_ids
@@ -27,14 +28,12 @@ logger = logging.getLogger(__name__)
 
 Message = MutableMapping[str, Any]
 Piece = bytes | memoryview
-Header = tuple[bytes, bytes]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
+Begin = Callable[["Exchange"], bool]
+"""Has a request answered without a task where that is possible; else returns False and leaves it as it is."""
 
-_STATUS_LINES = {
-    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
-}
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _BODILESS = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 # Up to here copying costs less than a system call with several buffers.
@@ -117,13 +116,16 @@ class Exchange:
             logger.exception("the application failed on %s", self.scope.get("path"))
         finally:
             self._channel.ended(self.task)
-        if self.answered or self.disconnected:
-            return
-        if self._started:
-            self._channel.abort()
-        else:
-            headers = self._error_headers()
-            self.answer(HTTPStatus.INTERNAL_SERVER_ERROR, headers, [error_body(INTERNAL, INTERNAL_CODE)])
+        self._answer_failure()
+
+    def begin(self, begin: Begin) -> bool:
+        """Has the application answer at once, as `Begin` has it; whatever it does, the client gets an answer."""
+        try:
+            return begin(self)
+        except Exception:
+            logger.exception("the application failed on %s", self.scope.get("path"))
+            self._answer_failure()
+            return True
 
     def refuse(self, error: ServiceError) -> None:
         """Answers in the application's place and ends the connection."""
@@ -133,10 +135,7 @@ class Exchange:
         if self._started:
             self._channel.abort()
             return
-        headers, after_s = self._error_headers(), retry_after_s(error)
-        if after_s is not None:
-            headers.append((b"retry-after", str(after_s).encode()))
-        self.answer(status_of(error), headers, [body_of(error)])
+        self.answer_error(error)
         self.disconnect()
 
     async def receive(self) -> Message:
@@ -198,18 +197,31 @@ class Exchange:
         if not self.disconnected:
             self._write(message.get("body", b""), more=message.get("more_body", False))
 
-    def answer(self, status: int, headers: Iterable[Header], pieces: Sequence[Piece]) -> None:
+    def answer_error(self, error: ServiceError) -> None:
+        """Writes a whole answer that tells of an error."""
+        said = [(name.lower().encode(), value.encode()) for name, value in error_headers(error).items()]
+        self.answer(status_of(error), [*self._error_headers(), *said], [body_of(error)])
+
+    def has_left(self) -> bool:
+        """Whether nobody reads an answer any more."""
+        return self.disconnected
+
+    def answer(self, status: int, headers: Sequence[Header], pieces: Sequence[Piece]) -> None:
         """Writes a whole answer at once; its length is added to the headers.
 
         What does not fit into the socket stays in memory until the client takes it: there is nothing to wait for,
         since a connection's next request is not begun before.
         """
-        if self.disconnected:
+        if self.disconnected or self.answered:
             return
-        length = (b"content-length", b"%d" % sum(map(len, pieces)))
-        self._start = {"status": status, "headers": (*headers, length)}
         self._started = True
-        self._put([self._head(), *([] if self.scope["method"] == "HEAD" else pieces)])
+        closes = CLOSE in headers
+        # A client that was not told to send its body sends it or not: what comes next has no known meaning.
+        self.keep_alive = self.keep_alive and not closes and (self.received or not self._expects_continue)
+        length = (b"content-length", b"%d" % sum(map(len, pieces)))
+        ours = (length,) if self.keep_alive or closes else (length, CLOSE)
+        head = head_of(status, (*self._channel.default_headers(), *headers, *ours))
+        self._put([head] if self.scope["method"] == "HEAD" else [head, *pieces])
         self._complete()
 
     @property
@@ -236,6 +248,16 @@ class Exchange:
         self._pieces.clear()
         if self._changed is not None:
             self._changed.set()
+
+    def _answer_failure(self) -> None:
+        """Answers where the application did not; one that has begun can only be broken off."""
+        if self.answered or self.disconnected:
+            return
+        if self._started:
+            self._channel.abort()
+        else:
+            headers = self._error_headers()
+            self.answer(HTTPStatus.INTERNAL_SERVER_ERROR, headers, [error_body(INTERNAL, INTERNAL_CODE)])
 
     def _error_headers(self) -> list[Header]:
         return [(b"content-type", JSON.encode()), (request_ids.HEADER, request_ids.of(self.scope))]
@@ -277,29 +299,23 @@ class Exchange:
         start: Message = self._start or {}
         status, closes = start["status"], False
         headers = [*self._channel.default_headers(), *start.get("headers", ())]
-        lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
         for name, value in headers:
             key = name.lower()
             if key == b"content-length":
                 self._left_bytes = int(value)
             elif key == b"connection":
                 closes = value.lower() == b"close"
-            lines += (key, b": ", value, b"\r\n")
-        # A client that was not told to send its body sends it or not: what comes next has no known meaning.
+        # As in `answer`.
         self.keep_alive = self.keep_alive and not closes and (self.received or not self._expects_continue)
         if self._left_bytes is None and status not in _BODILESS:
             # Otherwise the end of the connection is the end of the body.
             self._chunked = self.scope["http_version"] == "1.1"
             self.keep_alive = self.keep_alive and self._chunked
             if self._chunked:
-                lines.append(b"transfer-encoding: chunked\r\n")
+                headers.append((b"transfer-encoding", b"chunked"))
         if not self.keep_alive and not closes:
-            lines.append(b"connection: close\r\n")
-        lines.append(b"\r\n")
-        head = b"".join(lines)
-        if head.count(b"\n") != len(headers) + 2 + self._chunked + (not self.keep_alive and not closes):
-            raise RuntimeError(f"a header of an answer has more than one line: {headers}")
-        return head
+            headers.append(CLOSE)
+        return head_of(status, headers)
 
     def _account(self, size: int, *, more: bool) -> None:
         """Holds a body to the Content-Length that went before it."""

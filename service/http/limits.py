@@ -1,6 +1,7 @@
 """How long and how much the clients of a server may keep it waiting."""
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,13 @@ class ConnectionLimits:
     drop_s: float = 20.0
     # Connections at the same time; more are told 503.
     connections: int = 10_000
+
+
+class Configuration(Protocol):
+    """What a connection reads of its server's configuration."""
+
+    loaded_app: Any
+    limits: ConnectionLimits
 
 
 class Pace:

@@ -12,7 +12,6 @@ from service.http.exchange import Exchange, Receive
 from service.protocol import Buffer
 
 _JSON_BYTES = b"inference-header-content-length"
-_READ = frozenset((b"content-length", b"content-encoding", b"accept-encoding", _JSON_BYTES))
 
 # Larger ones are compressed and unpacked in a thread: the event loop has others to serve.
 INLINE_BYTES = 1 << 16
@@ -41,7 +40,7 @@ class BodyHeaders:
             ContentCodingError: it is compressed in a way that nobody here reads.
             BadRequestError: a header is no number.
         """
-        found = {name: value for name, value in headers if name in _READ}
+        found = dict(headers)
         length = _whole(found.get(b"content-length"), "Content-Length")
         if length is not None and length > max_bytes:
             raise too_large(f"{length} bytes", max_bytes)
@@ -53,10 +52,9 @@ class BodyHeaders:
         )
 
 
-def body_at_hand(headers: BodyHeaders, receive: Receive) -> Buffer | None:
+def body_at_hand(headers: BodyHeaders, exchange: Exchange) -> Buffer | None:
     """The body where it is there already, in one piece and not compressed, as most are; else None."""
-    exchange = getattr(receive, "__self__", None)
-    if headers.length and headers.coding is None and isinstance(exchange, Exchange):
+    if headers.length and headers.coding is None:
         return exchange.whole_at_hand()
     return None
 

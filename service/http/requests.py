@@ -6,9 +6,16 @@ from typing import Any, Protocol
 import httptools
 
 from service.errors import BadRequestError, HeadTooLargeError, ServiceError
-from service.http.exchange import Header, Message
+from service.http.answer_head import Header
+from service.http.exchange import Message
 
-_ASGI = {"version": "3.0", "spec_version": "2.3"}
+# What the scopes of all requests have in common.
+_SCOPE = {
+    "type": "http",
+    "asgi": {"version": "3.0", "spec_version": "2.3"},
+    "scheme": "http",
+    "root_path": "",
+}
 # So much is parsed before the question whether a request waits already. A client may send hundreds of them at once:
 # parsed together, they would hold up all other clients, and each would take the memory of a request.
 _SLICE_BYTES = 1 << 12
@@ -43,7 +50,7 @@ class RequestParser:
     def __init__(self, receiver: Receiver, *, base: Message, most_bytes: int) -> None:
         """`base` is what the scopes of all requests have in common; `most_bytes` bounds a head."""
         self._receiver = receiver
-        self._base = base
+        self._base = {**_SCOPE, **base}
         self._most_bytes = most_bytes
         # Received since there last was something to tell.
         self.mute_bytes = 0
@@ -78,13 +85,15 @@ class RequestParser:
         if self.mute_bytes > self._most_bytes:
             raise self._head_too_large()
 
-    def next_bytes(self, left: bytes | memoryview) -> int:
-        """How much of `left` to feed at once: a body goes whole, in one piece where all of it is there."""
-        if not self.body_bytes and len(left) > _SLICE_BYTES:
-            head_bytes = bytes(left[:_SLICE_BYTES]).find(_HEAD_END) + len(_HEAD_END)
-            if head_bytes >= len(_HEAD_END):
-                return head_bytes
-        return max(_SLICE_BYTES, self.body_bytes)
+    def split(self, data: bytes | memoryview) -> tuple[bytes | memoryview, bytes | memoryview]:
+        """What of `data` to feed at once, and the rest; a body goes whole, in one piece where all of it is there."""
+        size = _SLICE_BYTES
+        if len(data) > size and not self.body_bytes:
+            size = bytes(data[:size]).find(_HEAD_END) + len(_HEAD_END)
+            if size < len(_HEAD_END):
+                size = _SLICE_BYTES
+        size = max(size, self.body_bytes)
+        return (data, b"") if len(data) <= size else (data[:size], memoryview(data)[size:])
 
     def body_was_read(self) -> None:
         """Takes the news that somebody else read the rest of the body off the connection."""
@@ -130,17 +139,13 @@ class RequestParser:
             path, query = _parsed(self._url)
         text = path.decode("latin-1")
         scope = {
-            "type": "http",
-            "asgi": _ASGI,
+            **self._base,
             "http_version": version,
-            "scheme": "http",
             "method": self._method.decode(),
-            "root_path": "",
             "path": urllib.parse.unquote(text) if "%" in text else text,
             "raw_path": path,
             "query_string": query,
             "headers": self._headers,
-            **self._base,
         }
         keep_alive = version == "1.1" and self._llhttp.should_keep_alive()
         self._receiver.on_head(scope, keep_alive=keep_alive, expects_continue=self._expects_continue)

@@ -40,6 +40,11 @@ class Statistics:
     # The run of the batch that a request's first rows were in; by the batcher.
     compute: Duration = field(default_factory=Duration)
 
+    def coded(self, decode_s: float, encode_s: float) -> None:
+        """Counts a request whose tensors were read and written."""
+        self.decode.add(decode_s)
+        self.encode.add(encode_s)
+
     def shown(self, *, rows: int, queue: Duration) -> dict[str, Any]:
         """The entry of the version in `model_stats`, but for its name; clients read every part of it without looking.
 

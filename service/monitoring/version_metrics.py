@@ -1,6 +1,7 @@
 """What is counted of one version of a model, each in the place that its comment names, and how Prometheus sees it."""
 
 import enum
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -72,11 +73,11 @@ class VersionMetrics:
 
     model: str
     version: str
-    # Counted by the inference route when a request ends.
+    # Counted by `succeeded` and `failed`, which the inference route calls when a request ends.
     requests: dict[Outcome, Count] = field(default_factory=_requests)
-    # Counted by the inference route: rows of the requests that succeeded.
+    # Rows of the requests that succeeded; likewise.
     rows: Count = field(default_factory=Count)
-    # Seconds from a request's head to its encoded answer, whatever the outcome; by the inference route.
+    # Seconds from a request's head to its encoded answer, whatever the outcome; likewise.
     request_seconds: Distribution = field(default_factory=_latency)
     # Seconds that a request's first rows waited for the engine; observed by the batcher.
     queue_seconds: Distribution = field(default_factory=_latency)
@@ -91,6 +92,20 @@ class VersionMetrics:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "recent", Recent(self.request_seconds, self.rows))
+
+    def succeeded(self, rows: int, seconds: float) -> None:
+        """Counts a request that was answered with outputs, `seconds` after its head."""
+        self.requests[Outcome.SUCCESS].value += 1
+        self.rows.value += rows
+        self.request_seconds.observe(seconds)
+        self.statistics.last_s = time.time()
+        self.statistics.success.add(seconds)
+
+    def failed(self, outcome: Outcome, seconds: float) -> None:
+        """Counts a request that ended in any other way."""
+        self.requests[outcome].inc()
+        self.request_seconds.observe(seconds)
+        self.statistics.fail.add(seconds)
 
 
 class VersionCollector(Collector):

@@ -63,7 +63,20 @@ def decode(body: Buffer, signature: Signature, *, json_bytes: int | None = None)
             timeout_s=None,
             priority=None,
         )
-    request, binary = _parts(body, json_bytes)
+    if json_bytes is not None:
+        return _closely(*_parts(body, json_bytes), signature)
+    request = _parsed(body)
+    feeds = None if signature.plain is None else signature.plain.feeds_of(request)
+    identity = request.get("id")
+    if feeds is None or signature.plain is None or not (identity is None or isinstance(identity, str)):
+        return _closely(request, _NO_BINARY_DATA, signature)
+    return InferenceRequest(
+        id=identity, feeds=feeds, outputs=signature.plain.outputs, timeout_s=None, priority=None
+    )
+
+
+def _closely(request: dict[str, Any], binary: "_BinaryData", signature: Signature) -> InferenceRequest:
+    """Reads a request of any form."""
     identity = request.get("id")
     if identity is not None and not isinstance(identity, str):
         raise BadRequestError(f'"id" is {shown(identity)}; send a string or leave it out.')
@@ -119,10 +132,8 @@ class _BinaryData:
 _NO_BINARY_DATA = _BinaryData(None)
 
 
-def _parts(body: Buffer, json_bytes: int | None) -> tuple[dict[str, Any], _BinaryData]:
+def _parts(body: Buffer, json_bytes: int) -> tuple[dict[str, Any], _BinaryData]:
     """The JSON object of a body, and the binary data that follows it."""
-    if json_bytes is None:
-        return _parsed(body), _NO_BINARY_DATA
     if json_bytes > len(body):
         raise BadRequestError(
             f"Inference-Header-Content-Length is {json_bytes}, and the body has {len(body)} bytes; "

@@ -7,6 +7,7 @@ from typing import Any, Self
 from engines.model.tensors import TensorSpec
 from service.protocol.datatypes import JSONLESS, datatype
 from service.protocol.messages import shape_of
+from service.protocol.plain_request import PlainForm
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,6 +18,8 @@ class Signature:
     outputs: Mapping[str, TensorSpec]
     # The outputs that have no JSON form.
     jsonless: frozenset[str]
+    # How most requests look; None where they have to be looked at closely.
+    plain: PlainForm | None
 
     @classmethod
     def of(cls, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, free_rows: bool) -> Self:
@@ -28,10 +31,12 @@ class Signature:
         def seen(spec: TensorSpec) -> TensorSpec:
             return replace(spec, shape=(None, *spec.shape[1:])) if free_rows and spec.shape else spec
 
+        taken = [seen(spec) for spec in inputs]
         return cls(
-            inputs={spec.name: seen(spec) for spec in inputs},
+            inputs={spec.name: spec for spec in taken},
             outputs={spec.name: seen(spec) for spec in outputs},
             jsonless=frozenset(spec.name for spec in outputs if spec.dtype in JSONLESS),
+            plain=PlainForm.of(taken, outputs),
         )
 
 

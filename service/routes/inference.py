@@ -5,45 +5,31 @@ inference request, which makes it some three times cheaper.
 """
 
 import functools
-import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from engines.errors import EngineError
-from service.batching.queue import DepartedError
 from service.errors import ServiceError
-from service.http.coding_threads import in_coding_thread
-from service.http.compression import accepted, compressed
 from service.http.exchange import Exchange, Message, Receive, Send
-from service.http.request_body import INLINE_BYTES, BodyHeaders, body_at_hand, read_body
-from service.http.responses import (
-    BINARY,
-    JSON,
-    body_of,
-    error_body,
-    part_with_frames,
-    retry_after_s,
-    status_of,
-)
+from service.http.request_body import BodyHeaders, body_at_hand, read_body
+from service.http.responses import error_body
 from service.monitoring import request_ids
 from service.monitoring.metrics import Metrics, Outcome
-from service.monitoring.timeline import SERVER_TIMING, TIMELINE, Timeline
-from service.protocol import Buffer, InferenceResponse, decode, encode
-from service.serving.deployment import Deployment
+from service.monitoring.timeline import TIMELINE
+from service.routes.inference_call import (
+    JSON_TYPE,
+    Answer,
+    AwaitedAnswer,
+    Call,
+    Rules,
+    failure,
+    finished,
+)
 from service.serving.deployments import Deployments
 from service.settings import Settings
 
-logger = logging.getLogger(__name__)
-
 _PREFIX = "/v2/models/"
 _SUFFIX = "/infer"
-_JSON_TYPE = (b"content-type", JSON.encode())
-_BINARY_TYPE = (b"content-type", BINARY.encode())
-_CLOSE = (b"connection", b"close")
-_VARY = (b"vary", b"accept-encoding")
-# Up to here copying costs less than writing to the socket once more.
-_JOINED_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,15 +60,6 @@ def infer_address(path: str) -> Address | None:
     return None
 
 
-# Not frozen, as nothing that a request makes: to set a field would take three times as long.
-@dataclass(kw_only=True, slots=True)
-class _Answer:
-    status: int
-    # Sent one after the other; outputs are sent from the memory that they were computed into.
-    pieces: Sequence[bytes | memoryview]
-    headers: tuple[tuple[bytes, bytes], ...] = (_JSON_TYPE,)
-
-
 class InferenceHandler:
     """Answers inference requests and counts them.
 
@@ -94,109 +71,69 @@ class InferenceHandler:
         self._deployments = deployments
         self._metrics = metrics
         self._max_body_bytes = settings.max_body_bytes
-        self._compress_min_bytes = settings.compress_min_bytes
-        self._server_timing = settings.server_timing
+        self._rules = Rules(
+            compress_min_bytes=settings.compress_min_bytes,
+            server_timing=settings.server_timing,
+            retiring=lambda: deployments.retiring,
+        )
+
+    def begin(self, address: Address, exchange: Exchange) -> bool:
+        """Has a request answered that needs nothing to be waited for but its batch, as most; else returns False.
+
+        Its body is there, as it is, and so is an engine.
+        """
+        started_s = time.perf_counter()
+        scope = exchange.scope
+        deployment = self._deployments.get(address.model, address.version)
+        if deployment is None or scope["method"] != "POST" or self._deployments.retiring:
+            return False
+        try:
+            headers = BodyHeaders.of(scope["headers"], self._max_body_bytes)
+        except ServiceError:
+            return False
+        body = body_at_hand(headers, exchange)
+        if body is None:
+            return False
+        Call(exchange, deployment, self._rules, request_ids.of(scope), started_s).begin(headers, body)
+        return True
 
     async def __call__(self, address: Address, scope: Message, receive: Receive, send: Send) -> None:
-        """Answers one request; whatever goes wrong becomes its error body."""
-        started_s = time.perf_counter()
-        deployment: Deployment | None = None
-        outcome, rows = Outcome.CANCELLED, 0
+        """Answers any request, whatever it has to wait for; whatever goes wrong becomes its error body."""
+        started_s, request_id = time.perf_counter(), request_ids.of(scope)
+        if scope["method"] != "POST":
+            await self._turn_away(send, _wrong_method(scope["method"]), request_id)
+            return
         try:
-            if scope["method"] == "POST":
-                self._deployments.admit()
-                # Who is unknown or unable is told so before the body is read.
-                deployment = await self._deployments.obtain(address.model, address.version)
-                headers = BodyHeaders.of(scope["headers"], self._max_body_bytes)
-                body = body_at_hand(headers, receive)
-                if body is None:
-                    body = await read_body(headers, receive, self._max_body_bytes)
-                    # Again: reading may have taken long enough for another version to take over.
-                    deployment = await self._deployments.obtain(address.model, address.version)
-                answer, rows = await self._infer(deployment, body, headers, receive, scope.get(TIMELINE))
-            else:
-                answer = _wrong_method(scope["method"])
-            outcome = Outcome.of_status(answer.status)
-        except DepartedError:
-            return
+            self._deployments.admit()
+            # Who is unknown or unable is told so before the body is read.
+            deployment = await self._deployments.obtain(address.model, address.version)
         except Exception as error:  # noqa: BLE001 - the last handler: every request gets an answer
-            answer = _failure(error, address)
-            outcome = Outcome.of_status(answer.status)
-            part_with_frames(error)
-        finally:
-            self._count(deployment, outcome, rows, time.perf_counter() - started_s)
-        if self._deployments.retiring:
-            answer = replace(answer, headers=(*answer.headers, _CLOSE))
-        await _send(send, answer)
-
-    async def _infer(
-        self,
-        deployment: Deployment,
-        body: Buffer,
-        headers: BodyHeaders,
-        receive: Receive,
-        timeline: Timeline | None,
-    ) -> tuple[_Answer, int]:
-        """The answer to a body, and the rows that were answered."""
-        statistics = deployment.metrics.statistics
-        if timeline is not None:
-            timeline.model, timeline.version = deployment.model, deployment.version
-        started_s = time.perf_counter()
-        request = decode(body, deployment.signature, json_bytes=headers.json_bytes)
-        decode_s = time.perf_counter() - started_s
-        outputs = await deployment.batcher.submit(
-            request.feeds,
-            timeout_s=request.timeout_s,
-            priority=request.priority,
-            gone=departure_of(receive),
-            timeline=timeline,
-        )
-        started_s = time.perf_counter()
-        response = encode(
-            model=deployment.model,
-            version=deployment.version,
-            request_id=request.id,
-            outputs=outputs,
-            wanted=request.outputs,
-        )
-        encode_s = time.perf_counter() - started_s
-        statistics.decode.add(decode_s)
-        statistics.encode.add(encode_s)
-        answer = _success(response)
-        if headers.accept_encoding:
-            answer = await self._compressed(answer, headers.accept_encoding)
-        first = next(iter(request.feeds.values()))
-        rows = first.shape[0] if first.ndim else 1
-        if timeline is not None:
-            timeline.decode_s, timeline.encode_s, timeline.rows = decode_s, encode_s, rows
-            if self._server_timing:
-                answer = replace(answer, headers=(*answer.headers, (SERVER_TIMING, timeline.server_timing())))
-        return answer, rows
-
-    async def _compressed(self, answer: _Answer, accept_encoding: bytes) -> _Answer:
-        """The answer as its client likes it best: as it is where compressing is not asked for or not worth it."""
-        size, coding = sum(map(len, answer.pieces)), accepted(accept_encoding)
-        if coding is None or size < self._compress_min_bytes:
-            return answer
-        if size <= INLINE_BYTES:
-            body = compressed(answer.pieces, coding)
-        else:
-            body = await in_coding_thread(compressed, answer.pieces, coding)
-        return replace(answer, pieces=[body], headers=(*answer.headers, (b"content-encoding", coding), _VARY))
-
-    def _count(self, deployment: Deployment | None, outcome: Outcome, rows: int, seconds: float) -> None:
-        if deployment is None:
-            self._metrics.unrouted(outcome)
+            answer = failure(error, address.model, address.version, request_id)
+            await self._turn_away(send, answer, request_id)
             return
-        metrics = deployment.metrics
-        metrics.requests[outcome].inc()
-        metrics.request_seconds.observe(seconds)
-        if outcome is Outcome.SUCCESS:
-            metrics.rows.inc(rows)
-            metrics.statistics.last_s = time.time()
-            metrics.statistics.success.add(seconds)
+        client = AwaitedAnswer(departure_of(receive))
+        call = Call(client, deployment, self._rules, request_id, started_s, scope.get(TIMELINE))
+        await self._read(call, address, scope, receive)
+        given = await client.given
+        if given is not None:
+            await _send(send, given)
+
+    async def _read(self, call: Call, address: Address, scope: Message, receive: Receive) -> None:
+        """Reads the body of a request and has the call begin with it."""
+        try:
+            headers = BodyHeaders.of(scope["headers"], self._max_body_bytes)
+            body = await read_body(headers, receive, self._max_body_bytes)
+            # Again: reading may have taken long enough for another version to take over.
+            call.deployment = await self._deployments.obtain(address.model, address.version)
+        except Exception as error:  # noqa: BLE001 - the last handler: every request gets an answer
+            call.failed(error)
         else:
-            metrics.statistics.fail.add(seconds)
+            call.begin(headers, body)
+
+    async def _turn_away(self, send: Send, answer: Answer, request_id: bytes) -> None:
+        """Sends the answer to a request that reached no version."""
+        self._metrics.unrouted(Outcome.of_status(answer.status))
+        await _send(send, finished(answer, self._rules, request_id))
 
 
 def departure_of(receive: Receive) -> Callable[[], bool]:
@@ -216,39 +153,15 @@ def _stays() -> bool:
     return False
 
 
-def _success(response: InferenceResponse) -> _Answer:
-    pieces = response.pieces
-    if not response.binary:
-        return _Answer(status=200, pieces=pieces)
-    json_bytes = (b"inference-header-content-length", str(len(pieces[0])).encode())
-    if sum(map(len, pieces)) <= _JOINED_BYTES:
-        pieces = [b"".join(pieces)]
-    return _Answer(status=200, pieces=pieces, headers=(_BINARY_TYPE, json_bytes))
-
-
-def _wrong_method(method: str) -> _Answer:
+def _wrong_method(method: str) -> Answer:
     body = error_body(f"inference does not take {method}; send POST.", "request.method_not_allowed")
-    return _Answer(status=405, pieces=[body], headers=(_JSON_TYPE, (b"allow", b"POST")))
+    return Answer(status=405, pieces=[body], headers=(JSON_TYPE, (b"allow", b"POST")))
 
 
-def _failure(error: Exception, address: Address) -> _Answer:
-    if not isinstance(error, ServiceError | EngineError):
-        concerned = {"model": address.model, "version": address.version}
-        logger.error("an inference request failed", exc_info=error, extra=concerned)
-    after_s = retry_after_s(error)
-    headers = () if after_s is None else ((b"retry-after", str(after_s).encode()),)
-    return _Answer(status=status_of(error), pieces=[body_of(error)], headers=(_JSON_TYPE, *headers))
-
-
-async def _send(send: Send, answer: _Answer) -> None:
+async def _send(send: Send, answer: Answer) -> None:
     *pieces, last = answer.pieces
-    length = sum(map(len, pieces)) + len(last)
-    headers = [
-        *answer.headers,
-        (b"content-length", str(length).encode()),
-        (request_ids.HEADER, request_ids.current()),
-    ]
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    length = (b"content-length", str(sum(map(len, pieces)) + len(last)).encode())
+    await send({"type": "http.response.start", "status": answer.status, "headers": [*answer.headers, length]})
     for piece in pieces:
         await send({"type": "http.response.body", "body": piece, "more_body": True})
     await send({"type": "http.response.body", "body": last})

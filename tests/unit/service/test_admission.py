@@ -1,7 +1,5 @@
 """Bounds of the queue in rows are tested through the batcher; here it is those in time."""
 
-import asyncio
-
 import numpy as np
 import pytest
 
@@ -11,6 +9,7 @@ from service.batching.batch import Batch
 from service.batching.batch_sizes import BatchRules
 from service.batching.queue import Part, Waiting
 from service.errors import QueueFullError
+from tests.unit.service.callers import Awaiting, nothing
 from tests.unit.service.echo_engine import EchoEngine
 
 PLENTY_S = 1e6
@@ -27,8 +26,8 @@ def ran(rows: int, *, arrived_s: float, started_s: float, ended_s: float, left_o
         arrived_s=arrived_s,
         turn_s=arrived_s,
         deadline_s=PLENTY_S,
-        answer=asyncio.get_running_loop().create_future(),
-        gone=lambda: False,
+        caller=Awaiting(gone=False),
+        on_settled=nothing,
     )
     return Batch(
         parts=[Part(request=request, start=0, rows=rows)],

@@ -18,6 +18,7 @@ from service.batching.device import Device
 from service.batching.queue import DepartedError
 from service.errors import BadRequestError, DeadlineError, NotReadyError, QueueFullError, TooLargeError
 from service.monitoring.metrics import Metrics
+from tests.unit.service.callers import submit
 from tests.unit.service.echo_engine import POISON, EchoEngine
 
 PADDING = Padding(mask="x", inputs={"x": 1}, outputs={"double": 1}, longest=8)
@@ -70,13 +71,13 @@ async def busy(engine: EchoEngine, batcher: Batcher) -> "asyncio.Task[dict[str, 
     """Has the engine run one row until its gate opens."""
     engine.gate.clear()
     engine.entered.clear()
-    task = asyncio.create_task(batcher.submit(rows(1000)))
+    task = asyncio.create_task(submit(batcher, rows(1000)))
     await until(engine.entered.is_set)
     return task
 
 
 def submitted(batcher: Batcher, *values: float) -> "asyncio.Task[dict[str, Array]]":
-    return asyncio.create_task(batcher.submit(rows(*values)))
+    return asyncio.create_task(submit(batcher, rows(*values)))
 
 
 async def test_a_quick_engine_is_run_in_the_loop_once_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +85,7 @@ async def test_a_quick_engine_is_run_in_the_loop_once_it_is_known(monkeypatch: p
     engine = EchoEngine()
     async with batching(engine) as batcher:
         for number in range(quickness.LEAST_RUNS + 3):
-            assert firsts(await batcher.submit(rows(float(number)))) == [number]
+            assert firsts(await submit(batcher, rows(float(number)))) == [number]
     loop = threading.get_ident()
     assert loop not in engine.threads[: quickness.LEAST_RUNS]
     assert engine.threads[quickness.LEAST_RUNS :] == [loop] * 3
@@ -97,7 +98,7 @@ async def test_an_engine_that_is_run_in_the_loop_fails_its_batch_alone(
     monkeypatch.setattr(quickness, "LEAST_RUNS", 1)
     engine = EchoEngine()
     async with batching(engine, sizes=(1,)) as batcher:
-        await batcher.submit(rows(1))
+        await submit(batcher, rows(1))
         good, bad, also_good = (submitted(batcher, value) for value in (2, POISON, 3))
         with pytest.raises(EngineRunError, match="poisoned"):
             await bad
@@ -112,13 +113,13 @@ async def test_a_gpus_engine_is_never_run_in_the_loop(monkeypatch: pytest.Monkey
     engine.on_gpu = True
     async with batching(engine) as batcher:
         for number in range(4):
-            await batcher.submit(rows(float(number)))
+            await submit(batcher, rows(float(number)))
     assert threading.get_ident() not in engine.threads
 
 
 async def test_gives_a_request_its_rows_back() -> None:
     async with batching(EchoEngine()) as batcher:
-        outputs = await batcher.submit(rows(3, 5))
+        outputs = await submit(batcher, rows(3, 5))
     assert outputs["double"].tolist() == [[6, 6], [10, 10]]
     assert firsts(outputs) == [3, 5]
 
@@ -126,7 +127,7 @@ async def test_gives_a_request_its_rows_back() -> None:
 async def test_an_idle_engine_runs_what_came_in_together_as_one_batch() -> None:
     engine = EchoEngine()
     async with batching(engine) as batcher:
-        answers = await asyncio.gather(*(batcher.submit(rows(value)) for value in range(5)))
+        answers = await asyncio.gather(*(submit(batcher, rows(value)) for value in range(5)))
     assert [firsts(answer) for answer in answers] == [[0], [1], [2], [3], [4]]
     assert engine.batches == [(5, 2)]
 
@@ -162,7 +163,7 @@ async def test_every_caller_gets_its_own_rows_under_mixed_sizes() -> None:
     engine = EchoEngine()
     async with batching(engine) as batcher:
         wanted = [[100 * caller + row for row in range(1 + caller % 20)] for caller in range(60)]
-        answers = await asyncio.gather(*(batcher.submit(rows(*values)) for values in wanted))
+        answers = await asyncio.gather(*(submit(batcher, rows(*values)) for values in wanted))
     assert [firsts(answer) for answer in answers] == wanted
     assert max(shape[0] for shape in engine.batches) == 8
 
@@ -170,7 +171,7 @@ async def test_every_caller_gets_its_own_rows_under_mixed_sizes() -> None:
 async def test_an_oversize_request_is_split_and_put_together_again() -> None:
     engine = EchoEngine()
     async with batching(engine) as batcher:
-        outputs = await batcher.submit(rows(*range(20)))
+        outputs = await submit(batcher, rows(*range(20)))
     assert firsts(outputs) == list(range(20))
     assert engine.batches == [(8, 2), (8, 2), (4, 2)]
 
@@ -178,7 +179,9 @@ async def test_an_oversize_request_is_split_and_put_together_again() -> None:
 async def test_rows_of_different_shapes_never_share_a_batch() -> None:
     engine = EchoEngine((None,))
     async with batching(engine) as batcher:
-        short, long = await asyncio.gather(batcher.submit(rows(1, items=2)), batcher.submit(rows(2, items=3)))
+        short, long = await asyncio.gather(
+            submit(batcher, rows(1, items=2)), submit(batcher, rows(2, items=3))
+        )
     assert short["double"].tolist() == [[2, 2]]
     assert long["double"].tolist() == [[4, 4, 4]]
     assert sorted(engine.batches) == [(1, 2), (1, 3)]
@@ -186,16 +189,16 @@ async def test_rows_of_different_shapes_never_share_a_batch() -> None:
 
 async def test_an_answer_stays_as_it_is_when_the_engine_runs_again() -> None:
     async with batching(EchoEngine()) as batcher:
-        earlier = await batcher.submit(rows(1))
-        await batcher.submit(rows(2))
+        earlier = await submit(batcher, rows(1))
+        await submit(batcher, rows(2))
     assert firsts(earlier) == [1]
 
 
 async def test_a_batch_between_sizes_is_padded_and_the_padding_reaches_nobody() -> None:
     engine = EchoEngine()
     async with batching(engine, sizes=(4, 8)) as batcher:
-        assert firsts(await batcher.submit(rows(1, 2, 3))) == [1, 2, 3]
-        assert firsts(await batcher.submit(rows(1, 2, 3, 4, 5))) == [1, 2, 3, 4, 5]
+        assert firsts(await submit(batcher, rows(1, 2, 3))) == [1, 2, 3]
+        assert firsts(await submit(batcher, rows(1, 2, 3, 4, 5))) == [1, 2, 3, 4, 5]
     assert engine.batches == [(4, 2), (8, 2)]
 
 
@@ -203,24 +206,24 @@ async def test_padding_is_not_what_an_earlier_batch_left_behind() -> None:
     engine = EchoEngine()
     async with batching(engine, sizes=(4,)) as batcher:
         with pytest.raises(EngineRunError):
-            await batcher.submit(rows(1, 2, 3, POISON))
-        assert firsts(await batcher.submit(rows(5))) == [5]
+            await submit(batcher, rows(1, 2, 3, POISON))
+        assert firsts(await submit(batcher, rows(5))) == [5]
 
 
 async def test_a_request_to_a_fixed_batch_is_padded_or_split() -> None:
     engine = EchoEngine(fixed_rows=4)
     async with batching(engine, sizes=(4,)) as batcher:
-        assert firsts(await batcher.submit(rows(7))) == [7]
-        assert firsts(await batcher.submit(rows(*range(6)))) == list(range(6))
+        assert firsts(await submit(batcher, rows(7))) == [7]
+        assert firsts(await submit(batcher, rows(*range(6)))) == list(range(6))
     assert engine.batches == [(4, 2), (4, 2), (4, 2)]
 
 
 async def test_rows_that_influence_each_other_run_request_by_request() -> None:
     engine = EchoEngine()
     async with batching(engine, batchable=False) as batcher:
-        answers = await asyncio.gather(*(batcher.submit(rows(*values)) for values in ([1, 2], [3], [4, 5])))
+        answers = await asyncio.gather(*(submit(batcher, rows(*values)) for values in ([1, 2], [3], [4, 5])))
         with pytest.raises(BadRequestError, match="has 9 rows; this model's rows influence each other"):
-            await batcher.submit(rows(*range(9)))
+            await submit(batcher, rows(*range(9)))
     assert [firsts(answer) for answer in answers] == [[1, 2], [3], [4, 5]]
     assert engine.batches == [(2, 2), (1, 2), (2, 2)]
 
@@ -241,7 +244,7 @@ async def test_a_delay_ends_when_the_oldest_row_has_waited_that_long() -> None:
     async with batching(engine, max_queue_delay_us=20_000) as batcher:
         loop = asyncio.get_running_loop()
         started = loop.time()
-        assert firsts(await batcher.submit(rows(1))) == [1]
+        assert firsts(await submit(batcher, rows(1))) == [1]
         assert loop.time() - started >= 0.019
 
 
@@ -252,24 +255,24 @@ async def test_a_full_queue_refuses_at_once_and_goes_on_afterwards() -> None:
         waiting = [submitted(batcher, value) for value in range(4)]
         await until(lambda: batcher.queue_rows == 4)
         with pytest.raises(QueueFullError, match="4 rows wait for the model and 4 may") as refusal:
-            await batcher.submit(rows(9))
+            await submit(batcher, rows(9))
         assert refusal.value.retry_after_s == 1
         engine.gate.set()
         await asyncio.gather(first, *waiting)
-        assert firsts(await batcher.submit(rows(9))) == [9]
+        assert firsts(await submit(batcher, rows(9))) == [9]
 
 
 async def test_a_request_larger_than_the_queue_is_told_to_be_smaller() -> None:
     async with batching(EchoEngine(), max_queue_rows=4) as batcher:
         with pytest.raises(TooLargeError, match="has 5 rows, the queue holds 4"):
-            await batcher.submit(rows(*range(5)))
+            await submit(batcher, rows(*range(5)))
 
 
 async def test_a_request_that_times_out_is_dropped_and_its_mates_are_not_touched() -> None:
     engine = EchoEngine()
     async with batching(engine) as batcher:
         first = await busy(engine, batcher)
-        late = asyncio.create_task(batcher.submit(rows(1), timeout_s=0.01))
+        late = asyncio.create_task(submit(batcher, rows(1), timeout_s=0.01))
         mate = submitted(batcher, 2)
         with pytest.raises(DeadlineError, match="no answer within"):
             await late
@@ -286,7 +289,7 @@ async def test_the_model_s_own_timeout_holds_where_the_client_names_a_longer_one
     async with batching(engine, timeout_ms=10) as batcher:
         engine.gate.clear()
         with pytest.raises(DeadlineError):
-            await batcher.submit(rows(1), timeout_s=60.0)
+            await submit(batcher, rows(1), timeout_s=60.0)
 
 
 async def test_requests_that_wait_together_each_keep_their_deadline() -> None:
@@ -294,7 +297,7 @@ async def test_requests_that_wait_together_each_keep_their_deadline() -> None:
     async with batching(engine) as batcher:
         first = await busy(engine, batcher)
         results = await asyncio.gather(
-            *(batcher.submit(rows(1), timeout_s=timeout_s) for timeout_s in (0.03, 0.01, 0.02)),
+            *(submit(batcher, rows(1), timeout_s=timeout_s) for timeout_s in (0.03, 0.01, 0.02)),
             return_exceptions=True,
         )
         assert [type(result) for result in results] == [DeadlineError] * 3
@@ -307,9 +310,9 @@ async def test_a_later_and_shorter_deadline_is_kept() -> None:
     async with batching(engine) as batcher:
         first = await busy(engine, batcher)
         with pytest.raises(DeadlineError):
-            await batcher.submit(rows(1), timeout_s=0.01)
+            await submit(batcher, rows(1), timeout_s=0.01)
         with pytest.raises(DeadlineError):
-            await batcher.submit(rows(1), timeout_s=0.02)
+            await submit(batcher, rows(1), timeout_s=0.02)
         engine.gate.set()
         await first
 
@@ -344,7 +347,7 @@ async def test_a_client_that_left_is_dropped_when_the_batch_forms() -> None:
     engine = EchoEngine()
     async with batching(engine) as batcher:
         first = await busy(engine, batcher)
-        left = asyncio.create_task(batcher.submit(rows(1), gone=lambda: True))
+        left = asyncio.create_task(submit(batcher, rows(1), gone=True))
         stays = submitted(batcher, 2)
         await until(lambda: batcher.queue_rows == 2)
         engine.gate.set()
@@ -359,25 +362,25 @@ async def test_an_engine_that_fails_fails_its_batch_alone() -> None:
     engine = EchoEngine()
     async with batching(engine) as batcher:
         results = await asyncio.gather(
-            batcher.submit(rows(POISON)), batcher.submit(rows(1)), return_exceptions=True
+            submit(batcher, rows(POISON)), submit(batcher, rows(1)), return_exceptions=True
         )
         assert [str(result) for result in results] == ["a poisoned row"] * 2
         assert all(isinstance(result, EngineRunError) for result in results)
         assert results[0] is not results[1]
-        assert firsts(await batcher.submit(rows(2))) == [2]
+        assert firsts(await submit(batcher, rows(2))) == [2]
 
 
 async def test_a_split_request_fails_as_a_whole() -> None:
     async with batching(EchoEngine()) as batcher:
         with pytest.raises(EngineRunError, match="a poisoned row"):
-            await batcher.submit(rows(*range(19), POISON))
-        assert firsts(await batcher.submit(rows(2))) == [2]
+            await submit(batcher, rows(*range(19), POISON))
+        assert firsts(await submit(batcher, rows(2))) == [2]
 
 
 async def test_inputs_that_differ_in_rows_are_refused() -> None:
     async with batching(EchoEngine()) as batcher:
         with pytest.raises(BadRequestError, match="x has 1, z has 2; send as many rows in each"):
-            await batcher.submit({**rows(1), "z": np.zeros((2, 1), np.float32)})
+            await submit(batcher, {**rows(1), "z": np.zeros((2, 1), np.float32)})
 
 
 async def test_closing_answers_what_was_admitted_and_refuses_the_rest() -> None:
@@ -390,7 +393,7 @@ async def test_closing_answers_what_was_admitted_and_refuses_the_rest() -> None:
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         with pytest.raises(NotReadyError, match="being unloaded"):
-            await batcher.submit(rows(2))
+            await submit(batcher, rows(2))
         assert engine.closed == 0
         engine.gate.set()
         await closing
@@ -403,13 +406,13 @@ async def test_closing_answers_what_was_admitted_and_refuses_the_rest() -> None:
 async def test_closing_waits_for_what_was_admitted_as_long_as_that_may_take(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    wait, limits_s = asyncio.wait, list[float | None]()
+    wait_for, limits_s = asyncio.wait_for, list[float | None]()
 
-    async def noted(answers: Any, *, timeout: float | None = None) -> Any:  # noqa: ASYNC109 - asyncio's own
+    async def noted(settled: Any, timeout: float | None) -> Any:  # noqa: ASYNC109 - asyncio's own
         limits_s.append(timeout)
-        return await wait(answers, timeout=timeout)
+        return await wait_for(settled, timeout)
 
-    monkeypatch.setattr(asyncio, "wait", noted)
+    monkeypatch.setattr(asyncio, "wait_for", noted)
     engine = EchoEngine()
     async with batching(engine, timeout_ms=200) as batcher:
         first = await busy(engine, batcher)
@@ -439,15 +442,15 @@ async def test_the_slots_of_a_batch_size_are_used_again() -> None:
     engine = EchoEngine()
     async with batching(engine) as batcher:
         for value in range(10):
-            await batcher.submit(rows(value))
+            await submit(batcher, rows(value))
     assert engine.slots == 1
 
 
 async def test_counts_batches_rows_and_waits_once() -> None:
     metrics = Metrics()
     async with batching(EchoEngine(), metrics=metrics) as batcher:
-        await batcher.submit(rows(*range(12)))
-        await batcher.submit(rows(1))
+        await submit(batcher, rows(*range(12)))
+        await submit(batcher, rows(1))
     labels = {"model": "m", "version": "1"}
     sample = metrics.registry.get_sample_value
     assert sample("octet_batch_rows_sum", labels) == 13
@@ -461,7 +464,7 @@ async def test_a_higher_priority_is_in_the_next_batch() -> None:
     async with batching(engine, sizes=(1,)) as batcher:
         first = await busy(engine, batcher)
         tasks = [
-            asyncio.create_task(batcher.submit(rows(value), priority=priority))
+            asyncio.create_task(submit(batcher, rows(value), priority=priority))
             for value, priority in ((1, None), (2, 3), (3, None), (4, 1))
         ]
         ended: list[float] = []
@@ -521,22 +524,22 @@ async def test_a_batch_of_departed_clients_alone_leaves_the_device_free() -> Non
     device, engine = Device(), EchoEngine()
     async with batching(engine, device=device) as batcher:
         with pytest.raises(DepartedError):
-            await batcher.submit(rows(1), gone=lambda: True)
-        assert firsts(await batcher.submit(rows(2))) == [2]
+            await submit(batcher, rows(1), gone=True)
+        assert firsts(await submit(batcher, rows(2))) == [2]
 
 
 async def test_a_closed_batcher_holds_no_lane() -> None:
     device = Device()
     async with batching(EchoEngine(), device=device) as batcher:
-        await batcher.submit(rows(1))
+        await submit(batcher, rows(1))
     async with batching(EchoEngine(), device=device) as batcher:
-        assert firsts(await batcher.submit(rows(2))) == [2]
+        assert firsts(await submit(batcher, rows(2))) == [2]
 
 
 async def test_rows_of_different_lengths_share_a_batch_and_get_answers_of_their_own_length() -> None:
     engine = EchoEngine((None,))
     async with batching(engine, lengths=(4, 8)) as batcher:
-        answers = await asyncio.gather(*(batcher.submit(rows(items, items=items)) for items in (2, 4, 3)))
+        answers = await asyncio.gather(*(submit(batcher, rows(items, items=items)) for items in (2, 4, 3)))
     assert [answer["double"].tolist() for answer in answers] == [[[4] * 2], [[8] * 4], [[6] * 3]]
     assert [firsts(answer) for answer in answers] == [[2], [4], [3]]
     assert engine.batches == [(3, 4)]
@@ -546,14 +549,14 @@ async def test_padded_places_are_zero_whatever_an_earlier_batch_left_there() -> 
     engine = EchoEngine((None,))
     async with batching(engine, sizes=(2,), lengths=(4,)) as batcher:
         with pytest.raises(EngineRunError):
-            await batcher.submit(rows(POISON, POISON, items=4))
-        assert firsts(await batcher.submit(rows(5, items=2))) == [5]
+            await submit(batcher, rows(POISON, POISON, items=4))
+        assert firsts(await submit(batcher, rows(5, items=2))) == [5]
 
 
 async def test_a_split_request_is_padded_and_put_together_in_its_own_length() -> None:
     engine = EchoEngine((None,))
     async with batching(engine, sizes=(1, 2), lengths=(4,)) as batcher:
-        outputs = await batcher.submit(rows(1, 2, 3, items=3))
+        outputs = await submit(batcher, rows(1, 2, 3, items=3))
     assert outputs["double"].tolist() == [[2] * 3, [4] * 3, [6] * 3]
     assert outputs["double"].flags.c_contiguous
 
@@ -561,5 +564,5 @@ async def test_a_split_request_is_padded_and_put_together_in_its_own_length() ->
 async def test_rows_longer_than_was_proven_run_as_they_are() -> None:
     engine = EchoEngine((None,))
     async with batching(engine, lengths=(4,)) as batcher:
-        assert (await batcher.submit(rows(1, items=6)))["double"].tolist() == [[2] * 6]
+        assert (await submit(batcher, rows(1, items=6)))["double"].tolist() == [[2] * 6]
     assert engine.batches == [(1, 6)]

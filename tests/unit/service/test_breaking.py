@@ -10,6 +10,7 @@ from service.errors import NotReadyError
 from service.serving.loading import subject_of
 from service.serving.quarantine import CrashLog
 from service.serving.residency import VersionState
+from tests.unit.service.callers import submit
 from tests.unit.service.echo_engine import POISON
 from tests.unit.service.followed import Loader, answering, following, publish, until
 
@@ -26,15 +27,15 @@ async def test_an_engine_that_fails_on_a_request_alone_goes_on(catalog: Catalog,
         batcher = deployments.find("m").batcher
         engine = loader.engines["m", 1]
         with pytest.raises(EngineRunError, match="poisoned"):
-            await batcher.submit({"x": loader.rows(POISON)})
+            await submit(batcher, {"x": loader.rows(POISON)})
         # It was tried on its proof, once, and answered.
         await until(lambda: len(engine.batches) == 2)
         with pytest.raises(EngineRunError, match="poisoned"):
-            await batcher.submit({"x": loader.rows(POISON)})
+            await submit(batcher, {"x": loader.rows(POISON)})
         await asyncio.sleep(0.05)
         assert len(engine.batches) == 3
         assert answering(deployments, "m") == "1"
-        assert (await batcher.submit({"x": loader.rows(4)}))["first"].tolist() == [[4]]
+        assert (await submit(batcher, {"x": loader.rows(4)}))["first"].tolist() == [[4]]
 
 
 async def test_an_engine_that_keeps_failing_is_taken_out_and_tried_again_later(
@@ -47,7 +48,7 @@ async def test_an_engine_that_keeps_failing_is_taken_out_and_tried_again_later(
         engine = loader.engines["m", 1]
         engine.broken.set()
         with pytest.raises(EngineRunError):
-            await deployments.find("m").batcher.submit({"x": loader.rows(1)})
+            await submit(deployments.find("m").batcher, {"x": loader.rows(1)})
         await until(lambda: deployments.status("m", 1).state is VersionState.FAILED)
         with pytest.raises(
             NotReadyError, match=r"its engine keeps failing, on a row of its proof too \(the device is gone\)"
@@ -69,7 +70,7 @@ async def test_one_failure_of_a_probe_is_none(catalog: Catalog, loader: Loader) 
         engine = loader.engines["m", 1]
         engine.broken.set()
         with pytest.raises(EngineRunError):
-            await deployments.find("m").batcher.submit({"x": loader.rows(1)})
+            await submit(deployments.find("m").batcher, {"x": loader.rows(1)})
         await asyncio.sleep(0.05)
         engine.broken.clear()
         await asyncio.sleep(0.5)
@@ -141,7 +142,7 @@ async def test_what_answered_most_before_is_loaded_first(catalog: Catalog, loade
         await until(lambda: deployments.ready)
         for model, batches in (("a", 1), ("b", 3), ("c", 2)):
             for _ in range(batches):
-                await deployments.find(model).batcher.submit({"x": loader.rows(1)})
+                await submit(deployments.find(model).batcher, {"x": loader.rows(1)})
     loader.calls.clear()
     async with following(catalog, loader) as deployments:
         await until(lambda: deployments.ready)

@@ -1,5 +1,3 @@
-import asyncio
-
 import numpy as np
 import pytest
 
@@ -12,6 +10,7 @@ from service.batching.queue import (
     Waiting,
     turn_s,
 )
+from tests.unit.service.callers import Awaiting, answer_of, nothing
 
 ONE = ((2,),)
 OTHER = ((3,),)
@@ -24,8 +23,8 @@ def waiting(rows: int, arrived_s: float, *, gone: bool = False, priority: int | 
         arrived_s=arrived_s,
         turn_s=turn_s(arrived_s, priority),
         deadline_s=arrived_s + 1,
-        answer=asyncio.get_running_loop().create_future(),
-        gone=lambda: gone,
+        caller=Awaiting(gone=gone),
+        on_settled=nothing,
     )
 
 
@@ -83,16 +82,16 @@ async def test_drops_requests_whose_client_has_gone_and_tells_them() -> None:
     assert [part.request for part in queue.take(8)] == [stays]
     assert queue.rows == 0
     with pytest.raises(DepartedError):
-        left.answer.result()
+        answer_of(left).result()
 
 
 async def test_drops_requests_that_were_answered_while_they_waited() -> None:
     timed_out, cancelled, stays = waiting(4, 0.0), waiting(4, 1.0), waiting(8, 2.0)
     timed_out.fail(TimeoutError())
-    cancelled.answer.cancel()
+    answer_of(cancelled).cancel()
     queue = queued((ONE, timed_out), (ONE, cancelled), (ONE, stays))
     assert [part.request for part in queue.take(8)] == [stays]
-    assert isinstance(timed_out.answer.exception(), TimeoutError)
+    assert isinstance(answer_of(timed_out).exception(), TimeoutError)
 
 
 async def test_goes_on_to_the_next_shape_when_everybody_of_the_oldest_has_gone() -> None:
@@ -123,9 +122,9 @@ async def test_an_answer_waits_for_every_part_and_keeps_their_order() -> None:
     request.parts = 2
     first, second = Part(request=request, start=0, rows=3), Part(request=request, start=3, rows=2)
     request.answer_part(second, {"y": np.array([3, 4])})
-    assert not request.answer.done()
+    assert not answer_of(request).done()
     request.answer_part(first, {"y": np.array([0, 1, 2])})
-    assert request.answer.result()["y"].tolist() == [0, 1, 2, 3, 4]
+    assert answer_of(request).result()["y"].tolist() == [0, 1, 2, 3, 4]
 
 
 async def test_a_part_knows_its_rows() -> None:

@@ -23,6 +23,7 @@ from service.batching.queue import (
 )
 from service.errors import DeadlineError
 from service.monitoring.metrics import Metrics
+from tests.unit.service.callers import Awaiting, answer_of, nothing, submit
 from tests.unit.service.echo_engine import EchoEngine
 
 MOST_ROWS = 8
@@ -63,14 +64,14 @@ def admitted(arrival: Arrival, now_s: float) -> Waiting:
         arrived_s=now_s,
         turn_s=turn_s(now_s, arrival.priority),
         deadline_s=now_s + 30,
-        answer=asyncio.get_running_loop().create_future(),
-        gone=lambda: arrival.fate == "leaves",
+        caller=Awaiting(gone=arrival.fate == "leaves"),
+        on_settled=nothing,
     )
 
 
 def befall(request: Waiting, fate: str) -> None:
     if fate == "cancels":
-        request.answer.cancel()
+        answer_of(request).cancel()
     elif fate == "times out":
         request.fail(DeadlineError("late"))
 
@@ -104,8 +105,8 @@ async def formed(
         take()
     assert queue.next_shapes() is None
     for request in requests:
-        if request.answer.done() and not request.answer.cancelled():
-            request.answer.exception()
+        if answer_of(request).done() and not answer_of(request).cancelled():
+            answer_of(request).exception()
     return requests, batches
 
 
@@ -196,11 +197,12 @@ async def served(story: list[Call], sizes: tuple[int, ...]) -> None:
     sent = [own_rows(number, call.rows) for number, call in enumerate(story)]
     tasks = [
         asyncio.create_task(
-            batcher.submit(
+            submit(
+                batcher,
                 feeds,
                 timeout_s=0.0 if call.fate == "times out" else None,
                 priority=call.priority,
-                gone=lambda call=call: call.fate == "leaves",  # type: ignore[misc] # mypy has no type for defaults of lambdas
+                gone=call.fate == "leaves",
             )
         )
         for feeds, call in zip(sent, story, strict=True)

@@ -11,6 +11,7 @@ from service.errors import NotFoundError, NotReadyError
 from service.monitoring.metrics import Metrics
 from service.serving.deployments import Deployments
 from service.serving.residency import KEPT_VERSIONS, VersionState
+from tests.unit.service.callers import submit
 from tests.unit.service.followed import Loader, answering, care, following, publish, until
 
 
@@ -65,7 +66,7 @@ async def test_serves_what_is_published_by_name_and_by_version(catalog: Catalog,
         await until(lambda: answering(deployments, "digits") == "1")
         deployment = deployments.find("digits", "1")
         assert deployment is deployments.find("digits")
-        outputs = await deployment.batcher.submit({"x": np.full((1, 2), 4, np.float32)})
+        outputs = await submit(deployment.batcher, {"x": np.full((1, 2), 4, np.float32)})
         assert outputs["first"].tolist() == [[4]]
         assert deployments.status("digits", 1).state is VersionState.READY
         assert deployments.status("digits", 1).precision is Precision.INT8
@@ -164,7 +165,7 @@ async def test_requests_in_flight_on_the_old_engine_are_answered(catalog: Catalo
         engine = loader.engines["digits", 1]
         engine.gate.clear()
         batcher = deployments.find("digits").batcher
-        task = asyncio.create_task(batcher.submit({"x": np.full((1, 2), 4, np.float32)}))
+        task = asyncio.create_task(submit(batcher, {"x": np.full((1, 2), 4, np.float32)}))
         await until(engine.entered.is_set)
         publish(catalog, "digits")
         await until(lambda: answering(deployments, "digits") == "2")

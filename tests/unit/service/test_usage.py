@@ -13,6 +13,7 @@ from service.catalog.schema import EngineRow, VersionRow
 from service.retention.engine_uses import EngineUses
 from service.serving.deployments import Deployments
 from service.serving.usage import Usage
+from tests.unit.service.callers import submit
 from tests.unit.service.followed import Loader, following, publish, until
 
 
@@ -33,7 +34,7 @@ def engine_used_at(catalog: Catalog, number: int, hardware: str) -> float | None
 
 async def answer(deployments: Deployments, number: int) -> None:
     deployment = deployments.find("m", str(number))
-    await deployment.batcher.submit({"x": Loader.rows(1.0)})
+    await submit(deployment.batcher, {"x": Loader.rows(1.0)})
 
 
 async def test_versions_that_answered_since_are_noted(

@@ -9,6 +9,7 @@ from engines.errors import EngineError
 from service.catalog.catalog import Catalog
 from service.errors import NotFoundError, NotReadyError, QueueFullError, StoppingError
 from service.serving.residency import KEPT_VERSIONS, VersionState
+from tests.unit.service.callers import submit
 from tests.unit.service.followed import Loader, answering, following, publish, until
 
 
@@ -152,7 +153,7 @@ async def test_the_least_recently_used_leave_where_memory_is_full(catalog: Catal
         # At the start nobody takes another's place.
         assert [deployment.model for deployment in deployments.deployments()] == ["a", "b"]
         assert "memory is full" in str(deployments.status("c", 1).reason)
-        await (await deployments.obtain("a")).batcher.submit({"x": loader.rows(1)})
+        await submit((await deployments.obtain("a")).batcher, {"x": loader.rows(1)})
         assert (await deployments.obtain("c")).model == "c"
         assert [deployment.model for deployment in deployments.deployments()] == ["a", "c"]
         await until(lambda: loader.engines["b", 1].closed == 1)

@@ -207,3 +207,12 @@ def test_the_real_clock_ends_keys(tmp_path: Path) -> None:
 
 def test_everything_is_every_scope() -> None:
     assert set(Scope) == EVERYTHING
+
+
+def test_a_request_that_was_let_in_is_not_asked_again(tmp_path: Path) -> None:
+    text, made = key(quotas=Quotas(requests_per_s=1))
+    opened = gate(tmp_path, made)
+    first = request(text)
+    for _ in range(5):
+        opened.admit(first, Scope.INFER)
+    assert isinstance(refused(opened, request(text)), RequestQuotaError)

@@ -294,3 +294,130 @@ async def test_a_client_that_leaves_in_its_body_is_noticed(path: str) -> None:
             writer.close()
         await until(lambda: server.app.seen == [(path, "left")] * 2)
         await until(lambda: server.connections == 0)
+
+
+class Beginner:
+    """Begins requests as `OctetApp` does, without a task; by their paths answers them at once, later or never."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.run: list[str] = []
+        self.waiting: list[Exchange] = []
+
+    def begin(self, exchange: Exchange) -> bool:
+        path = exchange.scope["path"]
+        if path == "/task":
+            return False
+        if path == "/raises":
+            raise KeyError("a secret")
+        self.begun.append(path)
+        if path == "/later":
+            self.waiting.append(exchange)
+        else:
+            self.answer(exchange)
+        return True
+
+    def answer(self, exchange: Exchange) -> None:
+        body = bytes(exchange.whole_at_hand() or b"none")
+        exchange.answer(200, [(b"x-path", exchange.scope["path"].encode())], [body])
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        self.run.append(scope["path"])
+        message = await receive()
+        body = message["body"]
+        while message.get("more_body"):
+            message = await receive()
+            body += message["body"]
+        await answer(send, b"task " + body)
+
+
+async def test_a_request_that_has_come_whole_is_begun_without_a_task() -> None:
+    app = Beginner()
+    async with plain_server(app) as server:
+        reply = await ask(server, "/now", b"abc")
+        assert (reply.status, reply.body, reply.headers["x-path"]) == (200, b"abc", "/now")
+        assert (app.begun, app.run) == (["/now"], [])
+
+
+async def test_a_request_that_the_application_does_not_begin_is_run_in_a_task() -> None:
+    app = Beginner()
+    async with plain_server(app) as server:
+        assert (await ask(server, "/task", b"abc")).body == b"task abc"
+        assert app.begun == []
+
+
+async def test_a_request_whose_body_is_still_coming_is_run_in_a_task() -> None:
+    app = Beginner()
+    async with plain_server(app) as server:
+        reader, writer = await server.connect()
+        sent = request("POST", "/now", b"abcdef")
+        writer.write(sent[:-3])
+        await until(lambda: app.run == ["/now"])
+        writer.write(sent[-3:])
+        assert (await read_reply(reader)).body == b"task abcdef"
+        # The next one, which comes whole, is begun.
+        writer.write(request("POST", "/now", b"gh"))
+        assert (await read_reply(reader)).body == b"gh"
+        assert app.begun == ["/now"]
+        writer.close()
+
+
+async def test_an_application_that_fails_to_begin_answers_500_without_its_words() -> None:
+    async with plain_server(Beginner()) as server:
+        reply = await ask(server, "/raises", b"abc")
+        assert (reply.status, b"secret" in reply.body) == (500, False)
+
+
+async def test_requests_sent_ahead_are_answered_in_order_however_each_is_begun() -> None:
+    app = Beginner()
+    async with plain_server(app) as server:
+        reader, writer = await server.connect()
+        paths = ["/now", "/later", "/now", "/task", "/raises", "/later", "/now"]
+        writer.write(b"".join(request("POST", path, path.encode()) for path in paths))
+        for number, path in enumerate(paths):
+            if path == "/later":
+                await until(lambda: bool(app.waiting) or len(app.run) > 0)
+                while app.waiting:
+                    app.answer(app.waiting.pop())
+            reply = await read_reply(reader)
+            if path == "/raises" and reply.status == 500:
+                continue
+            assert reply.body.removeprefix(b"task ") == path.encode(), number
+        writer.close()
+
+
+async def test_thousands_of_requests_sent_ahead_and_answered_at_once_nest_no_calls() -> None:
+    app, count = Beginner(), 5000
+    async with plain_server(app) as server:
+        reader, writer = await server.connect()
+        writer.write(request("GET", "/now") * count)
+        for _ in range(count):
+            assert (await read_reply(reader)).status == 200
+        assert len(app.begun) + len(app.run) == count
+        writer.close()
+
+
+async def test_an_answer_to_a_client_that_has_left_goes_nowhere() -> None:
+    app = Beginner()
+    async with plain_server(app) as server:
+        _, writer = await server.connect()
+        writer.write(request("POST", "/later", b"abc"))
+        await until(lambda: bool(app.waiting))
+        writer.close()
+        await until(lambda: server.connections == 0)
+        assert app.waiting[0].has_left()
+        app.answer(app.waiting[0])
+        assert (await ask(server, "/now", b"x")).body == b"x"
+
+
+async def test_a_second_answer_to_a_request_is_not_sent() -> None:
+    app = Beginner()
+    async with plain_server(app) as server:
+        reader, writer = await server.connect()
+        writer.write(request("POST", "/later", b"abc"))
+        await until(lambda: bool(app.waiting))
+        app.answer(app.waiting[0])
+        app.answer(app.waiting[0])
+        writer.write(request("POST", "/now", b"next"))
+        assert [(await read_reply(reader)).body for _ in range(2)] == [b"abc", b"next"]
+        writer.close()
