@@ -21,6 +21,7 @@ from rich.table import Table
 from engines.model.tensors import Array
 from engines.options import Batching
 from engines.runtimes.openvino import OpenVINORuntime
+from service.batching.awaiting import submit
 from service.batching.batcher import Batcher
 from service.batching.device import Device
 from service.monitoring.metrics import Metrics
@@ -135,7 +136,7 @@ async def load(batchers: Sequence[Batcher], options: argparse.Namespace) -> Roun
 
     async def client(batcher: Batcher) -> None:
         while (sent_s := time.perf_counter()) - start_s < options.seconds:
-            await batcher.submit(feeds)
+            await submit(batcher, feeds)
             latencies_s.append(time.perf_counter() - sent_s)
 
     await asyncio.gather(*(client(batcher) for batcher in batchers for _ in range(options.clients)))

@@ -25,6 +25,7 @@ from engines.loading import LoadedEngine, load_engine
 from engines.model.tensors import Array
 from engines.options import Batching, BuildOptions, Effort
 from loadtests.cases import MODELS
+from service.batching.awaiting import submit
 from service.batching.batch_sizes import BatchRules, batch_sizes
 from service.batching.batcher import Batcher
 from service.monitoring.metrics import Metrics, VersionMetrics
@@ -139,7 +140,7 @@ async def load(
 
     async def client() -> None:
         while (sent_s := time.perf_counter()) - start_s < options.seconds:
-            await batcher.submit(requests[next(order)])
+            await submit(batcher, requests[next(order)])
             latencies_s.append(time.perf_counter() - sent_s)
 
     await asyncio.gather(*(client() for _ in range(options.clients)))

@@ -5,11 +5,12 @@ import pytest
 
 from engines.options import Batching
 from service.batching.admission import Admission
+from service.batching.awaiting import Awaiting
 from service.batching.batch import Batch
 from service.batching.batch_sizes import BatchRules
 from service.batching.queue import Part, Waiting
 from service.errors import QueueFullError
-from tests.unit.service.callers import Awaiting, nothing
+from tests.unit.service.callers import nothing
 from tests.unit.service.echo_engine import EchoEngine
 
 PLENTY_S = 1e6

@@ -12,13 +12,13 @@ from engines.model.tensors import Array
 from engines.options import Batching
 from engines.proof.padding import Padding
 from service.batching import quickness
+from service.batching.awaiting import submit
 from service.batching.batch_sizes import BatchRules
 from service.batching.batcher import Batcher
 from service.batching.device import Device
 from service.batching.queue import DepartedError
 from service.errors import BadRequestError, DeadlineError, NotReadyError, QueueFullError, TooLargeError
 from service.monitoring.metrics import Metrics
-from tests.unit.service.callers import submit
 from tests.unit.service.echo_engine import POISON, EchoEngine
 
 PADDING = Padding(mask="x", inputs={"x": 1}, outputs={"double": 1}, longest=8)

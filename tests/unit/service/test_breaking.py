@@ -5,12 +5,12 @@ import asyncio
 import pytest
 
 from engines.errors import EngineRunError
+from service.batching.awaiting import submit
 from service.catalog.catalog import Catalog, Version
 from service.errors import NotReadyError
 from service.serving.loading import subject_of
 from service.serving.quarantine import CrashLog
 from service.serving.residency import VersionState
-from tests.unit.service.callers import submit
 from tests.unit.service.echo_engine import POISON
 from tests.unit.service.followed import Loader, answering, following, publish, until
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from service.batching.awaiting import Awaiting
 from service.batching.queue import (
     LOWEST_PRIORITY,
     PRIORITY_STEP_S,
@@ -10,7 +11,7 @@ from service.batching.queue import (
     Waiting,
     turn_s,
 )
-from tests.unit.service.callers import Awaiting, answer_of, nothing
+from tests.unit.service.callers import answer_of, nothing
 
 ONE = ((2,),)
 OTHER = ((3,),)

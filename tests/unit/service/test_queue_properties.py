@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from engines.model.tensors import Array
 from engines.options import Batching
+from service.batching.awaiting import Awaiting, submit
 from service.batching.batch_sizes import BatchRules
 from service.batching.batcher import Batcher
 from service.batching.queue import (
@@ -23,7 +24,7 @@ from service.batching.queue import (
 )
 from service.errors import DeadlineError
 from service.monitoring.metrics import Metrics
-from tests.unit.service.callers import Awaiting, answer_of, nothing, submit
+from tests.unit.service.callers import answer_of, nothing
 from tests.unit.service.echo_engine import EchoEngine
 
 MOST_ROWS = 8

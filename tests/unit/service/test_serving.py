@@ -6,12 +6,12 @@ import pytest
 
 from engines.errors import EngineError, InvalidArtifactError
 from engines.options import Precision
+from service.batching.awaiting import submit
 from service.catalog.catalog import Catalog
 from service.errors import NotFoundError, NotReadyError
 from service.monitoring.metrics import Metrics
 from service.serving.deployments import Deployments
 from service.serving.residency import KEPT_VERSIONS, VersionState
-from tests.unit.service.callers import submit
 from tests.unit.service.followed import Loader, answering, care, following, publish, until
 
 

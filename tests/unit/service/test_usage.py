@@ -6,6 +6,7 @@ import pytest
 
 from engines import hardware_key
 from engines.options import BuildOptions
+from service.batching.awaiting import submit
 from service.catalog.catalog import Catalog
 from service.catalog.records import EngineState, EngineStatus
 from service.catalog.retention import Retention
@@ -13,7 +14,6 @@ from service.catalog.schema import EngineRow, VersionRow
 from service.retention.engine_uses import EngineUses
 from service.serving.deployments import Deployments
 from service.serving.usage import Usage
-from tests.unit.service.callers import submit
 from tests.unit.service.followed import Loader, following, publish, until
 
 

@@ -6,10 +6,10 @@ import time
 import pytest
 
 from engines.errors import EngineError
+from service.batching.awaiting import submit
 from service.catalog.catalog import Catalog
 from service.errors import NotFoundError, NotReadyError, QueueFullError, StoppingError
 from service.serving.residency import KEPT_VERSIONS, VersionState
-from tests.unit.service.callers import submit
 from tests.unit.service.followed import Loader, answering, following, publish, until
 
 
