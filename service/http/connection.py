@@ -5,13 +5,13 @@ four times, and takes two system calls for an answer.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Sequence
 from typing import Any, cast
 
 from uvicorn.server import ServerState
 
-from service.errors import ConnectionsFullError, ServiceError, SlowRequestError
+from service.errors import ServiceError
+from service.http import refusals
 from service.http.answer_head import Header
 from service.http.body_reader import BodyReader
 from service.http.exchange import Application, Begin, Exchange, Message, Piece
@@ -28,8 +28,14 @@ class Connection(asyncio.Protocol):
     """A connection from the accepted socket to its end; made by uvicorn.
 
     Requests are answered one after the other. A client that closes its side of the connection has left: TCP
-    does not tell that from one that closed both.
+    does not tell that from one that closed both. An idle connection is no more than this object and its transport.
     """
+
+    __slots__ = (
+        "__weakref__", "_app_state", "_application", "_begins", "_body_bytes", "_current", "_fresh", "_in_head",
+        "_incoming", "_last_words", "_limits", "_loop", "_next", "_parser", "_reading_paused", "_receiving",
+        "_sending", "_server", "_since_s", "_transport", "_unparsed", "_writable", "_written_bytes", "congested",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -47,11 +53,12 @@ class Connection(asyncio.Protocol):
         self._app_state = app_state
         self._loop = _loop or asyncio.get_running_loop()
         self._transport: asyncio.Transport
-        self._parser: RequestParser
+        # From the first byte on; gone again where nothing follows a request for long.
+        self._parser: RequestParser | None = None
         # The request that is being received, the one that is being answered, and those that came after it.
         self._incoming: Exchange | None = None
         self._current: Exchange | None = None
-        self._next: deque[Exchange] = deque()
+        self._next: list[Exchange] = []
         # The one to be answered, until it is begun: once all that came with its head is parsed.
         self._fresh: Exchange | None = None
         # What came with a request that waits, and after it, as it came; nothing more is read meanwhile.
@@ -79,20 +86,14 @@ class Connection(asyncio.Protocol):
         full = len(connections) >= self._limits.connections
         connections.add(self)
         self._since_s = self._loop.time()
-        server, client = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
-        base: Message = {"server": (server or ("", None))[:2], "client": (client or ("", 0))[:2]}
-        self._parser = RequestParser(self, base=base, most_bytes=self._limits.head_bytes)
         if full:
-            self._end(
-                ConnectionsFullError(
-                    f"{len(connections) - 1} connections are open, which is all that this server takes; "
-                    "close idle ones, or send the request again later."
-                )
-            )
+            self._end(refusals.full(len(connections) - 1))
             # No lingering: there is no room for those that there is no room for.
             self._transport.close()
 
     def data_received(self, data: bytes) -> None:
+        if self._parser is None:
+            self._parser = RequestParser(self, self._transport, most_bytes=self._limits.head_bytes)
         self._unparsed = data
         self._parse()
 
@@ -109,8 +110,7 @@ class Connection(asyncio.Protocol):
         self.resume_writing()
         # They refer back here, and are not used any more: memory shall not wait for the garbage collector.
         self._current = self._incoming = None
-        self._parser.close()
-        del self._parser
+        self._part_with_parser()
 
     def pause_writing(self) -> None:
         self.congested = True
@@ -183,7 +183,8 @@ class Connection(asyncio.Protocol):
     def body_complete(self) -> None:
         self._transport.pause_reading()
         self._transport.set_protocol(self)
-        self._parser.body_was_read()
+        if self._parser is not None:
+            self._parser.body_was_read()
         self.on_message_complete()
         self._resume_reading()
 
@@ -236,16 +237,21 @@ class Connection(asyncio.Protocol):
 
     def _parse(self) -> None:
         """Parses what has come, up to a request that has to wait for the one before it."""
-        left, self._unparsed = self._unparsed, b""
-        while left and not self._next and self._last_words is None:
-            part, left = self._parser.split(left)
+        left, self._unparsed, parser = self._unparsed, b"", self._parser
+        while left and parser is not None and not self._next and self._last_words is None:
+            part, left = parser.split(left)
             try:
-                self._parser.feed(part)
+                parser.feed(part)
             except ServiceError as error:
                 self._end(error)
             if self._fresh is not None:
                 self._begin_fresh(self._fresh)
         self._unparsed = left if self._last_words is None else b""
+
+    def _part_with_parser(self) -> None:
+        if self._parser is not None:
+            self._parser.close()
+            self._parser = None
 
     def _begin_fresh(self, exchange: Exchange) -> None:
         """Begins the request that was just parsed, without a task where the application can."""
@@ -277,7 +283,7 @@ class Connection(asyncio.Protocol):
         if self.congested or self._transport.is_closing():
             return
         if self._next:
-            self._current = self._next.popleft()
+            self._current = self._next.pop(0)
             # In a task even where it could be begun at once: many of them would nest their answers too deep.
             self._run(self._current)
             self._parse()
@@ -318,28 +324,21 @@ class Connection(asyncio.Protocol):
             if now_s - self._since_s > self._limits.drop_s:
                 self._transport.close()
         elif self._receiving.stalls(self._body_bytes, now_s, self._limits):
-            limits = self._limits
-            self._end(
-                SlowRequestError(
-                    f"the body came at less than {limits.bytes_per_s} bytes/s for {limits.stall_s:g} s; "
-                    "send it faster."
-                )
-            )
+            self._end(refusals.slow_body(self._limits))
 
     def _check_head_time(self, now_s: float) -> None:
         waited_s, limits = now_s - self._since_s, self._limits
+        reads_head = self._parser is not None and self._parser.reads_head
         if self._last_words is not None:
             if waited_s > limits.drop_s:
                 self._transport.abort()
         elif waited_s > (limits.head_s if self._in_head else limits.idle_s):
-            if self._parser.reads_head:
-                self._end(
-                    SlowRequestError(
-                        f"the head of the request was not there after {limits.head_s:g} s; send it faster."
-                    )
-                )
+            if reads_head:
+                self._end(refusals.slow_head(limits))
             else:
                 self._transport.close()
+        elif waited_s > limits.check_s and not reads_head:
+            self._part_with_parser()
 
     def _pause_reading(self) -> None:
         self._reading_paused = True

@@ -1,5 +1,6 @@
 """Reads requests off a connection's bytes with llhttp, and bounds what is no body of theirs."""
 
+import asyncio
 import urllib.parse
 from typing import Any, Protocol
 
@@ -47,10 +48,16 @@ class RequestParser:
     follows the last chunk. It has no limits for them; this has one for all.
     """
 
-    def __init__(self, receiver: Receiver, *, base: Message, most_bytes: int) -> None:
-        """`base` is what the scopes of all requests have in common; `most_bytes` bounds a head."""
+    __slots__ = (
+        "_client", "_expects_continue", "_headers", "_llhttp", "_method", "_most_bytes", "_receiver", "_server",
+        "_upgrades", "_url", "body_bytes", "mute_bytes", "reads_head",
+    )  # fmt: skip
+
+    def __init__(self, receiver: Receiver, transport: asyncio.BaseTransport, *, most_bytes: int) -> None:
+        """`transport` knows the ends of the connection; `most_bytes` bounds a head."""
         self._receiver = receiver
-        self._base = {**_SCOPE, **base}
+        self._server = (transport.get_extra_info("sockname") or ("", None))[:2]
+        self._client = (transport.get_extra_info("peername") or ("", 0))[:2]
         self._most_bytes = most_bytes
         # Received since there last was something to tell.
         self.mute_bytes = 0
@@ -139,7 +146,9 @@ class RequestParser:
             path, query = _parsed(self._url)
         text = path.decode("latin-1")
         scope = {
-            **self._base,
+            **_SCOPE,
+            "server": self._server,
+            "client": self._client,
             "http_version": version,
             "method": self._method.decode(),
             "path": urllib.parse.unquote(text) if "%" in text else text,

@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from service.http.connection import Connection
 from tests.unit.service.http.plain_server import PlainServer, plain_server
 from tests.unit.service.http.test_connection import parsed
 from tests.unit.service.live_server import read_reply, request, until
@@ -205,3 +206,33 @@ async def test_connections_over_the_limit_are_told_so_until_others_close() -> No
         )
         for other in held:
             other.close()
+
+
+async def test_a_connection_on_which_nothing_happens_keeps_no_parser_and_gets_another() -> None:
+    async with plain_server(check_s=0.1) as server:
+        reader, writer = await server.connect()
+        await until(lambda: server.connections == 1)
+        (connection,) = cast("set[Connection]", server.server.server_state.connections)
+        assert connection._parser is None
+        for body in (b"first", b"second"):
+            writer.write(request("POST", "/", body))
+            assert (await read_reply(reader)).body == body
+            await until(lambda: connection._parser is None)
+        writer.close()
+
+
+async def test_one_that_has_begun_a_head_or_waits_for_an_answer_keeps_its_parser() -> None:
+    async with plain_server(check_s=0.1) as server:
+        server.app.gate.clear()
+        reader, writer = await server.connect()
+        head, rest = request("POST", "/", b"body")[:20], request("POST", "/", b"body")[20:]
+        writer.write(head)
+        await asyncio.sleep(0.5)
+        writer.write(rest + head)
+        await asyncio.sleep(0.5)
+        server.app.gate.set()
+        assert (await read_reply(reader)).body == b"body"
+        await asyncio.sleep(0.5)
+        writer.write(rest)
+        assert (await read_reply(reader)).body == b"body"
+        writer.close()
