@@ -136,7 +136,7 @@ class Connection(asyncio.Protocol):
             self._current = self._fresh = exchange
         else:
             self._next.append(exchange)
-            self._pause_reading()
+            self._set_reading(paused=True)
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
@@ -145,7 +145,7 @@ class Connection(asyncio.Protocol):
             return
         exchange.add(body)
         if exchange.waiting_bytes > _WAITING_BYTES:
-            self._pause_reading()
+            self._set_reading(paused=True)
 
     def on_message_complete(self) -> None:
         exchange, self._incoming = self._incoming, None
@@ -170,12 +170,12 @@ class Connection(asyncio.Protocol):
 
     def more(self) -> None:
         if self._reading_paused and self._incoming is self._current:
-            self._resume_reading()
+            self._set_reading(paused=False)
 
     def read_into(self, buffer: memoryview) -> None:
         self._transport.pause_reading()
         self._transport.set_protocol(BodyReader(self, buffer))
-        self._resume_reading()
+        self._set_reading(paused=False)
 
     def body_progressed(self, size: int) -> None:
         self._body_bytes += size
@@ -186,7 +186,7 @@ class Connection(asyncio.Protocol):
         if self._parser is not None:
             self._parser.body_was_read()
         self.on_message_complete()
-        self._resume_reading()
+        self._set_reading(paused=False)
 
     def answered(self) -> None:
         exchange = self._current
@@ -195,7 +195,7 @@ class Connection(asyncio.Protocol):
             return
         if exchange.drops and self._last_words is None:
             self._since_s = self._loop.time()
-            self._resume_reading()
+            self._set_reading(paused=False)
         else:
             self._finish(exchange)
 
@@ -245,7 +245,7 @@ class Connection(asyncio.Protocol):
             except ServiceError as error:
                 self._end(error)
             if self._fresh is not None:
-                self._begin_fresh(self._fresh)
+                self._begin_fresh(self._fresh, followed=bool(left))
         self._unparsed = left if self._last_words is None else b""
 
     def _part_with_parser(self) -> None:
@@ -253,12 +253,14 @@ class Connection(asyncio.Protocol):
             self._parser.close()
             self._parser = None
 
-    def _begin_fresh(self, exchange: Exchange) -> None:
-        """Begins the request that was just parsed, without a task where the application can."""
+    def _begin_fresh(self, exchange: Exchange, *, followed: bool) -> None:
+        """Begins the request that was just parsed, without a task where the application can and nothing follows."""
+        # Others, begun one after the other, would hold up all clients; and the first answer may end the connection.
+        if followed and not (exchange.received or exchange.answered):
+            return  # what follows is its body
         self._fresh = None
-        if exchange.answered:
-            return
-        if self._begins is None or not exchange.received or not exchange.begin(self._begins):
+        begins = None if followed or not exchange.received else self._begins
+        if not exchange.answered and (begins is None or not exchange.begin(begins)):
             self._run(exchange)
 
     def _run(self, exchange: Exchange) -> None:
@@ -295,7 +297,7 @@ class Connection(asyncio.Protocol):
             if self._reading_paused or not self._in_head:
                 self._since_s = self._loop.time()
             if self._reading_paused:
-                self._resume_reading()
+                self._set_reading(paused=False)
 
     def _end(self, error: ServiceError) -> None:
         """Reads no more, answers what was received before, then sends the error and closes."""
@@ -317,7 +319,7 @@ class Connection(asyncio.Protocol):
         self._since_s = self._loop.time()
         if not self._transport.is_closing():
             self._transport.write_eof()
-            self._resume_reading()
+            self._set_reading(paused=False)
 
     def _check_body(self, incoming: Exchange, now_s: float) -> None:
         if incoming.answered:
@@ -340,10 +342,9 @@ class Connection(asyncio.Protocol):
         elif waited_s > limits.check_s and not reads_head:
             self._part_with_parser()
 
-    def _pause_reading(self) -> None:
-        self._reading_paused = True
-        self._transport.pause_reading()
-
-    def _resume_reading(self) -> None:
-        self._reading_paused = False
-        self._transport.resume_reading()
+    def _set_reading(self, *, paused: bool) -> None:
+        self._reading_paused = paused
+        if paused:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()

@@ -331,11 +331,12 @@ class Beginner:
         await answer(send, b"task " + body)
 
 
-async def test_a_request_that_has_come_whole_is_begun_without_a_task() -> None:
+@pytest.mark.parametrize("size", [1, 4096, 20_000, 60_000])
+async def test_a_request_that_has_come_whole_is_begun_without_a_task(size: int) -> None:
     app = Beginner()
     async with plain_server(app) as server:
-        reply = await ask(server, "/now", b"abc")
-        assert (reply.status, reply.body, reply.headers["x-path"]) == (200, b"abc", "/now")
+        reply = await ask(server, "/now", b"a" * size)
+        assert (reply.status, reply.body, reply.headers["x-path"]) == (200, b"a" * size, "/now")
         assert (app.begun, app.run) == (["/now"], [])
 
 
@@ -395,6 +396,26 @@ async def test_thousands_of_requests_sent_ahead_and_answered_at_once_nest_no_cal
             assert (await read_reply(reader)).status == 200
         assert len(app.begun) + len(app.run) == count
         writer.close()
+
+
+async def test_requests_sent_ahead_and_answered_at_once_let_other_clients_have_their_turns() -> None:
+    app, count = Beginner(), 5000
+    async with plain_server(app) as server:
+        reader, writer = await server.connect()
+        writer.write(request("GET", "/now") * count)
+        for _ in range(count):
+            assert (await read_reply(reader)).status == 200
+        # Each other one was run in a task, which the loop comes to after what was there before.
+        assert len(app.begun) < count / 10
+        writer.close()
+
+
+async def test_what_follows_an_answer_that_ends_the_connection_is_not_begun() -> None:
+    app = Beginner()
+    one = b"GET /now HTTP/1.0\r\nConnection: keep-alive\r\nX-Long: " + b"x" * 100 + b"\r\n\r\n"
+    async with plain_server(app) as server:
+        assert (await server.exchange(one * 100)).count(b"HTTP/1.1 200") == 1
+        assert len(app.begun) + len(app.run) == 1
 
 
 async def test_an_answer_to_a_client_that_has_left_goes_nowhere() -> None:
