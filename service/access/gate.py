@@ -11,6 +11,7 @@ from service.access.keys import Key, KeyState
 from service.access.refusals import Reason, Refusals
 from service.access.scopes import Scope
 from service.errors import KeyRefusedError, RequestQuotaError, ScopeError, ServiceError, StartError
+from service.monitoring import request_ids
 from service.settings import Settings, is_loopback
 
 _HEADER = b"authorization"
@@ -146,7 +147,9 @@ class Gate:
             # RFC 6750: who sent no key is told no error but that one is wanted.
             error.challenge = _REALM if reason is Reason.MISSING else f'{_REALM}, error="invalid_token"'
         client, _ = scope.get("client") or (None, 0)
-        self._refusals.note(reason, key_id=key_id, client=client, path=scope["path"])
+        # Named here: a request that is begun without a task has no context of its own.
+        request_id = request_ids.of(scope).decode()
+        self._refusals.note(reason, request_id=request_id, key_id=key_id, client=client, path=scope["path"])
         raise error
 
 

@@ -43,14 +43,23 @@ class Refusals(Collector):
         # Refused since the last line, and told of in none.
         self._unsaid = 0
 
-    def note(self, reason: Reason, *, key_id: str | None, client: str | None, path: str) -> None:
+    def note(
+        self, reason: Reason, *, request_id: str, key_id: str | None, client: str | None, path: str
+    ) -> None:
         """Counts a refusal; at most one a second becomes a line, which says how many did not."""
         self._counts[reason].inc()
         now_s = time.monotonic()
         if now_s - self._logged_s < _LOG_EVERY_S:
             self._unsaid += 1
             return
-        extra = {"action": "refused", "outcome": reason.value, "key": key_id, "client": client, "path": path}
+        extra = {
+            "request_id": request_id,
+            "action": "refused",
+            "outcome": reason.value,
+            "key": key_id,
+            "client": client,
+            "path": path,
+        }
         logger.warning(
             "a request was refused: %s; %d more since the last line", reason, self._unsaid, extra=extra
         )

@@ -123,7 +123,8 @@ class Exchange:
         try:
             return begin(self)
         except Exception:
-            logger.exception("the application failed on %s", self.scope.get("path"))
+            concerned = {"request_id": request_ids.of(self.scope).decode()}
+            logger.exception("the application failed on %s", self.scope.get("path"), extra=concerned)
             self._answer_failure()
             return True
 

@@ -12,6 +12,7 @@ import pytest
 from fastapi import APIRouter
 
 from service.monitoring.logs import JsonFormatter
+from tests.unit.service.access.test_key_table import ADMIN_KEY
 from tests.unit.service.echo_engine import POISON
 from tests.unit.service.live_server import echo_body, read_reply, request, serving, until
 
@@ -75,6 +76,33 @@ async def test_what_is_logged_for_a_request_has_its_name(tmp_path: Path) -> None
         assert (warned["message"], warned["request_id"]) == ("about to break", "mine")
         assert (failed["logger"], failed["request_id"]) == ("service.http.exchange", "mine")
         assert failed["exception"].endswith("KeyError: 'broken'")
+
+
+async def test_so_is_what_is_logged_for_a_request_that_is_begun_without_a_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, logged = io.StringIO(), logging.getLogger()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter("server"))
+
+    def broken(*_: object) -> bool:
+        raise KeyError("broken")
+
+    async with serving(tmp_path, settings={"admin_key": ADMIN_KEY}) as server:
+        key = {"Authorization": f"Bearer {ADMIN_KEY}"}
+        logged.addHandler(handler)
+        try:
+            refused = await server.ask("POST", INFER, echo_body(1), {"X-Request-ID": "keyless"})
+            monkeypatch.setattr(server.server.config.loaded_app.inference, "begin", broken)
+            failed = await server.ask("POST", INFER, echo_body(1), {"X-Request-ID": "mine", **key})
+        finally:
+            logged.removeHandler(handler)
+    assert (refused.status, failed.status) == (401, 500)
+    lines = [orjson.loads(line) for line in stream.getvalue().splitlines()]
+    assert [(line["logger"], line["request_id"]) for line in lines] == [
+        ("octet.audit", "keyless"),
+        ("service.http.exchange", "mine"),
+    ]
 
 
 async def test_a_model_shows_what_it_does_now(tmp_path: Path) -> None:
