@@ -142,8 +142,8 @@ class Batcher:
         )
         if caller.timeline is not None:
             caller.timeline.queued_s = now_s
-        self._open.add(request)
         self._push(request)
+        self._open.add(request)
         self._watch_deadline(request.deadline_s)
         return request
 
@@ -284,7 +284,11 @@ class Batcher:
             self._fail_all(batch.parts, batch.error)
             return
         for part, outputs in shares(self._rules, batch.parts, batch.outputs):
-            part.request.answer_part(part, outputs)
+            try:
+                part.request.answer_part(part, outputs)
+            except Exception:
+                # Of this caller alone; its mates in the batch shall have theirs.
+                logger.exception("an answer could not be handed over", extra=self._concerned([part]))
 
     def _count(self, batch: Batch, compute_s: float) -> None:
         metrics = self._metrics

@@ -82,14 +82,8 @@ class Waiting:
     def fail(self, error: Exception) -> None:
         """Answers with an error, unless it is settled already."""
         if not self.settled:
-            self.leave()
+            self._settle()
             self.caller.failed(error)
-
-    def leave(self) -> None:
-        """Settles it without an answer: its caller waits no more."""
-        if not self.settled:
-            self.settled = True
-            self.on_settled(self)
 
     def answer_part(self, part: "Part", outputs: dict[str, Array]) -> None:
         """Takes the outputs of one part and answers once all parts have theirs."""
@@ -102,8 +96,12 @@ class Waiting:
                 return
             pieces = [done[start] for start in sorted(done)]
             outputs = {name: np.concatenate([piece[name] for piece in pieces]) for name in outputs}
-        self.leave()
+        self._settle()
         self.caller.answered(outputs)
+
+    def _settle(self) -> None:
+        self.settled = True
+        self.on_settled(self)
 
 
 # Not frozen: to set a field would take three times as long.

@@ -66,13 +66,11 @@ def decode(body: Buffer, signature: Signature, *, json_bytes: int | None = None)
     if json_bytes is not None:
         return _closely(*_parts(body, json_bytes), signature)
     request = _parsed(body)
-    feeds = None if signature.plain is None else signature.plain.feeds_of(request)
-    identity = request.get("id")
-    if feeds is None or signature.plain is None or not (identity is None or isinstance(identity, str)):
+    plain, identity = signature.plain, request.get("id")
+    feeds = None if plain is None else plain.feeds_of(request)
+    if plain is None or feeds is None or not (identity is None or isinstance(identity, str)):
         return _closely(request, _NO_BINARY_DATA, signature)
-    return InferenceRequest(
-        id=identity, feeds=feeds, outputs=signature.plain.outputs, timeout_s=None, priority=None
-    )
+    return InferenceRequest(id=identity, feeds=feeds, outputs=plain.outputs, timeout_s=None, priority=None)
 
 
 def _closely(request: dict[str, Any], binary: "_BinaryData", signature: Signature) -> InferenceRequest:

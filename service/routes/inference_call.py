@@ -32,8 +32,6 @@ logger = logging.getLogger(__name__)
 JSON_TYPE = (b"content-type", JSON.encode())
 _BINARY_TYPE = (b"content-type", BINARY.encode())
 _VARY = (b"vary", b"accept-encoding")
-# Up to here copying costs less than writing to the socket once more.
-_JOINED_BYTES = 1 << 16
 
 
 # Not frozen, as nothing that a request makes: to set a field would take three times as long.
@@ -45,6 +43,11 @@ class Answer:
     # Sent one after the other; outputs are sent from the memory that they were computed into.
     pieces: Sequence[Piece]
     headers: tuple[Header, ...] = (JSON_TYPE,)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its body."""
+        return sum(map(len, self.pieces))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,16 +141,21 @@ class Call:
                 wanted=request.outputs,
             )
             encode_s = time.perf_counter() - started_s
-            deployment.metrics.statistics.coded(self._decode_s, encode_s)
-            if self.timeline is not None:
-                self.timeline.encode_s = encode_s
             answer = _success(response)
-            if self._accept_encoding:
-                self._compress(answer, self._accept_encoding)
-            else:
-                self._succeed(answer)
+            coding = self._coding(answer) if self._accept_encoding else None
+            if coding is not None and answer.size <= INLINE_BYTES:
+                answer = _coded(answer, compressed(answer.pieces, coding), coding)
+                coding = None
         except Exception as error:  # noqa: BLE001 - every request gets an answer
             self.failed(error)
+            return
+        deployment.metrics.statistics.coded(self._decode_s, encode_s)
+        if self.timeline is not None:
+            self.timeline.encode_s = encode_s
+        if coding is None:
+            self._succeed(answer)
+        else:
+            self._work = asyncio.get_running_loop().create_task(self._compress_in_thread(answer, coding))
 
     def failed(self, error: Exception) -> None:
         """Delivers what went wrong."""
@@ -160,22 +168,17 @@ class Call:
             self._deliver(answer)
         self.deployment.metrics.failed(outcome, seconds)
 
-    def _compress(self, answer: Answer, accept_encoding: bytes) -> None:
-        """Has the answer as its client likes it best: as it is where compressing is not asked for or not worth it."""
-        size, coding = sum(map(len, answer.pieces)), accepted(accept_encoding)
-        if coding is None or size < self._rules.compress_min_bytes:
-            self._succeed(answer)
-        elif size <= INLINE_BYTES:
-            self._succeed(_coded(answer, compressed(answer.pieces, coding), coding))
-        else:
-            self._work = asyncio.get_running_loop().create_task(self._compress_in_thread(answer, coding))
+    def _coding(self, answer: Answer) -> bytes | None:
+        """How its client likes an answer best; None is as it is, where compressing is not asked for or not worth it."""
+        return accepted(self._accept_encoding) if answer.size >= self._rules.compress_min_bytes else None
 
     async def _compress_in_thread(self, answer: Answer, coding: bytes) -> None:
         try:
             body = await in_coding_thread(compressed, answer.pieces, coding)
-            self._succeed(_coded(answer, body, coding))
         except Exception as error:  # noqa: BLE001 - every request gets an answer
             self.failed(error)
+        else:
+            self._succeed(_coded(answer, body, coding))
 
     def _succeed(self, answer: Answer) -> None:
         if self.timeline is not None and self._rules.server_timing:
@@ -235,8 +238,6 @@ def _success(response: InferenceResponse) -> Answer:
     if not response.binary:
         return Answer(status=200, pieces=pieces)
     json_bytes = (b"inference-header-content-length", str(len(pieces[0])).encode())
-    if sum(map(len, pieces)) <= _JOINED_BYTES:
-        pieces = [b"".join(pieces)]
     return Answer(status=200, pieces=pieces, headers=(_BINARY_TYPE, json_bytes))
 
 

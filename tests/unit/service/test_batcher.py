@@ -12,7 +12,7 @@ from engines.model.tensors import Array
 from engines.options import Batching
 from engines.proof.padding import Padding
 from service.batching import quickness
-from service.batching.awaiting import submit
+from service.batching.awaiting import Awaiting, submit
 from service.batching.batch_sizes import BatchRules
 from service.batching.batcher import Batcher
 from service.batching.device import Device
@@ -566,3 +566,21 @@ async def test_rows_longer_than_was_proven_run_as_they_are() -> None:
     async with batching(engine, lengths=(4,)) as batcher:
         assert (await submit(batcher, rows(1, items=6)))["double"].tolist() == [[2] * 6]
     assert engine.batches == [(1, 6)]
+
+
+async def test_a_caller_that_cannot_take_its_answer_does_not_hurt_its_batch_mates() -> None:
+    class Broken(Awaiting):
+        def answered(self, outputs: dict[str, Array]) -> None:
+            raise ValueError(f"no room for {len(outputs)} outputs")
+
+    engine = EchoEngine()
+    async with batching(engine) as batcher:
+        first = await busy(engine, batcher)
+        batcher.enqueue(rows(1), Broken())
+        mate = submitted(batcher, 2)
+        await until(lambda: batcher.queue_rows == 2)
+        engine.gate.set()
+        assert firsts(await mate) == [2]
+        await first
+        assert batcher.inflight_requests == 0
+    assert engine.batches == [(1, 2), (2, 2)]
