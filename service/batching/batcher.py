@@ -266,6 +266,8 @@ class Batcher:
         while (batch := self._batches.get()) is not None:
             batch.run()
             self._loop.call_soon_threadsafe(self._finish, batch)
+            # Until the next one comes, which may be long, this would keep its requests and their connections.
+            del batch
 
     def _finish(self, batch: Batch) -> None:
         """Back in the loop: the next batch first, then the answers of this one."""

@@ -20,6 +20,8 @@ from service.http.requests import RequestParser
 
 # More of a body than this does not wait for the application; reading pauses.
 _WAITING_BYTES = 1 << 16
+# A parser is made in microseconds, and takes more memory than the rest of an idle connection.
+_PARSER_REST_S = 0.1
 # What was not understood well enough to be a request is answered as this one.
 _NOBODY = {"method": "GET", "http_version": "1.1"}
 
@@ -110,7 +112,9 @@ class Connection(asyncio.Protocol):
         self.resume_writing()
         # They refer back here, and are not used any more: memory shall not wait for the garbage collector.
         self._current = self._incoming = None
-        self._part_with_parser()
+        if self._parser is not None:
+            self._parser.close()
+            self._parser = None
 
     def pause_writing(self) -> None:
         self.congested = True
@@ -248,16 +252,11 @@ class Connection(asyncio.Protocol):
                 self._begin_fresh(self._fresh, followed=bool(left))
         self._unparsed = left if self._last_words is None else b""
 
-    def _part_with_parser(self) -> None:
-        if self._parser is not None:
-            self._parser.close()
-            self._parser = None
-
     def _begin_fresh(self, exchange: Exchange, *, followed: bool) -> None:
         """Begins the request that was just parsed, without a task where the application can and nothing follows."""
         # Others, begun one after the other, would hold up all clients; and the first answer may end the connection.
         if followed and not (exchange.received or exchange.answered):
-            return  # what follows is its body
+            return  # What follows is its body.
         self._fresh = None
         begins = None if followed or not exchange.received else self._begins
         if not exchange.answered and (begins is None or not exchange.begin(begins)):
@@ -339,8 +338,9 @@ class Connection(asyncio.Protocol):
                 self._end(refusals.slow_head(limits))
             else:
                 self._transport.close()
-        elif waited_s > limits.check_s and not reads_head:
-            self._part_with_parser()
+        elif waited_s > _PARSER_REST_S and self._parser is not None and not reads_head:
+            self._parser.close()
+            self._parser = None
 
     def _set_reading(self, *, paused: bool) -> None:
         self._reading_paused = paused

@@ -17,6 +17,7 @@ _SCOPE = {
     "scheme": "http",
     "root_path": "",
 }
+_NO_HEADERS: list[Header] = []
 # So much is parsed before the question whether a request waits already. A client may send hundreds of them at once:
 # parsed together, they would hold up all other clients, and each would take the memory of a request.
 _SLICE_BYTES = 1 << 12
@@ -156,6 +157,8 @@ class RequestParser:
             "query_string": query,
             "headers": self._headers,
         }
+        # Nobody here needs them any more, and an idle connection shall not keep them.
+        self._headers = _NO_HEADERS
         keep_alive = version == "1.1" and self._llhttp.should_keep_alive()
         self._receiver.on_head(scope, keep_alive=keep_alive, expects_continue=self._expects_continue)
 

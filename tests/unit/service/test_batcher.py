@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -584,3 +585,14 @@ async def test_a_caller_that_cannot_take_its_answer_does_not_hurt_its_batch_mate
         await first
         assert batcher.inflight_requests == 0
     assert engine.batches == [(1, 2), (2, 2)]
+
+
+async def test_an_engine_at_rest_keeps_nothing_of_its_last_batch() -> None:
+    engine = EchoEngine()
+    async with batching(engine) as batcher:
+        caller = Awaiting()
+        left = weakref.ref(caller)
+        batcher.enqueue(rows(1), caller)
+        await caller.answer
+        del caller
+        await until(lambda: left() is None)
