@@ -14,16 +14,9 @@ from service.errors import ServiceError
 from service.http import refusals
 from service.http.answer_head import Header
 from service.http.body_reader import BodyReader
-from service.http.exchange import Application, Begin, Exchange, Message, Piece
+from service.http.exchange import WAITING_BYTES, Application, Begin, Exchange, Message, Piece
 from service.http.limits import Configuration, Pace
-from service.http.requests import RequestParser
-
-# More of a body than this does not wait for the application; reading pauses.
-_WAITING_BYTES = 1 << 16
-# A parser is made in microseconds, and takes more memory than the rest of an idle connection.
-_PARSER_REST_S = 0.1
-# What was not understood well enough to be a request is answered as this one.
-_NOBODY = {"method": "GET", "http_version": "1.1"}
+from service.http.requests import MANY_PARSERS, NOBODY, PARSER_REST_S, RequestParser
 
 
 class Connection(asyncio.Protocol):
@@ -148,7 +141,7 @@ class Connection(asyncio.Protocol):
         if exchange is None or exchange.answered:
             return
         exchange.add(body)
-        if exchange.waiting_bytes > _WAITING_BYTES:
+        if exchange.waiting_bytes > WAITING_BYTES:
             self._set_reading(paused=True)
 
     def on_message_complete(self) -> None:
@@ -202,6 +195,8 @@ class Connection(asyncio.Protocol):
             self._set_reading(paused=False)
         else:
             self._finish(exchange)
+            if RequestParser.alive > MANY_PARSERS and self._current is None and self._incoming is None:
+                self._part_with_parser()
 
     def default_headers(self) -> list[Header]:
         return self._server.default_headers
@@ -289,7 +284,7 @@ class Connection(asyncio.Protocol):
             self._run(self._current)
             self._parse()
         elif self._last_words is not None:
-            self._current = Exchange(self, dict(_NOBODY), keep_alive=False, expects_continue=False)
+            self._current = Exchange(self, dict(NOBODY), keep_alive=False, expects_continue=False)
             self._current.refuse(self._last_words)
         else:
             # Nor does a client owe for the time in which nobody read what it sends.
@@ -338,7 +333,12 @@ class Connection(asyncio.Protocol):
                 self._end(refusals.slow_head(limits))
             else:
                 self._transport.close()
-        elif waited_s > _PARSER_REST_S and self._parser is not None and not reads_head:
+        elif waited_s > PARSER_REST_S:
+            self._part_with_parser()
+
+    def _part_with_parser(self) -> None:
+        """Does without until something comes, unless a head has begun."""
+        if self._parser is not None and not self._parser.reads_head:
             self._parser.close()
             self._parser = None
 

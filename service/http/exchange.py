@@ -36,6 +36,8 @@ Begin = Callable[["Exchange"], bool]
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _BODILESS = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
+# More of a body than this does not wait for the application; reading pauses.
+WAITING_BYTES = 1 << 16
 # Up to here copying costs less than a system call with several buffers.
 _JOINED_BYTES = 1 << 16
 

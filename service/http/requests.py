@@ -2,7 +2,7 @@
 
 import asyncio
 import urllib.parse
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import httptools
 
@@ -17,6 +17,15 @@ _SCOPE = {
     "scheme": "http",
     "root_path": "",
 }
+NOBODY: Message = {"method": "GET", "http_version": "1.1"}
+"""What was not understood well enough to be a request is answered as this one."""
+
+# A parser is made in microseconds and takes more memory than the rest of an idle connection: it goes after so long a
+# rest, ...
+PARSER_REST_S = 0.1
+# ... and at once while there are so many.
+MANY_PARSERS = 256
+
 _NO_HEADERS: list[Header] = []
 # So much is parsed before the question whether a request waits already. A client may send hundreds of them at once:
 # parsed together, they would hold up all other clients, and each would take the memory of a request.
@@ -54,6 +63,9 @@ class RequestParser:
         "_upgrades", "_url", "body_bytes", "mute_bytes", "reads_head",
     )  # fmt: skip
 
+    alive: ClassVar[int] = 0
+    """How many there are that were not closed."""
+
     def __init__(self, receiver: Receiver, transport: asyncio.BaseTransport, *, most_bytes: int) -> None:
         """`transport` knows the ends of the connection; `most_bytes` bounds a head."""
         self._receiver = receiver
@@ -71,6 +83,7 @@ class RequestParser:
         self._headers: list[Header] = []
         self._expects_continue = False
         self._llhttp: Any = httptools.HttpRequestParser(self)
+        RequestParser.alive += 1
 
     def feed(self, data: bytes | memoryview) -> None:
         """Reads bytes and tells the receiver what they complete.
@@ -110,8 +123,9 @@ class RequestParser:
         self._llhttp = httptools.HttpRequestParser(self)
 
     def close(self) -> None:
-        """Parts with llhttp's parser, which refers back here: only the garbage collector would part them."""
+        """Parts with llhttp's parser, which refers back here: only the garbage collector would part them. Once."""
         self._llhttp = None
+        RequestParser.alive -= 1
 
     def on_message_begin(self) -> None:
         self._url, self._headers, self._expects_continue = b"", [], False

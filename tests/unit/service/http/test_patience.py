@@ -6,7 +6,9 @@ from typing import Any, cast
 
 import pytest
 
+from service.http import connection as http_connection
 from service.http.connection import Connection
+from service.http.requests import RequestParser
 from tests.unit.service.http.plain_server import PlainServer, plain_server
 from tests.unit.service.http.test_connection import parsed
 from tests.unit.service.live_server import read_reply, request, until
@@ -236,3 +238,24 @@ async def test_one_that_has_begun_a_head_or_waits_for_an_answer_keeps_its_parser
         writer.write(rest)
         assert (await read_reply(reader)).body == b"body"
         writer.close()
+
+
+async def test_where_there_are_many_a_parser_goes_with_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_connection, "PARSER_REST_S", 60.0)
+    monkeypatch.setattr(http_connection, "MANY_PARSERS", RequestParser.alive + 1)
+    async with plain_server() as server:
+        earlier = RequestParser.alive
+        ends = [await server.connect() for _ in range(4)]
+        for _ in range(2):
+            for reader, writer in ends:
+                writer.write(request("POST", "/", b"body"))
+                assert (await read_reply(reader)).body == b"body"
+                # A head that has begun keeps its own.
+                writer.write(request("POST", "/", b"next")[:9])
+                await asyncio.sleep(0.02)
+                writer.write(request("POST", "/", b"next")[9:])
+                assert (await read_reply(reader)).body == b"next"
+        assert RequestParser.alive == earlier + 1
+        for _, writer in ends:
+            writer.close()
+        await until(lambda: RequestParser.alive == earlier)
