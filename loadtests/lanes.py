@@ -21,7 +21,7 @@ from rich.table import Table
 from engines.model.tensors import Array
 from engines.options import Batching
 from engines.runtimes.openvino import OpenVINORuntime
-from service.batching.awaiting import submit
+from loadtests.awaiting import submit
 from service.batching.batcher import Batcher
 from service.batching.device import Device
 from service.monitoring.metrics import Metrics

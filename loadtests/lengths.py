@@ -24,8 +24,8 @@ from engines.building import quantize
 from engines.loading import LoadedEngine, load_engine
 from engines.model.tensors import Array
 from engines.options import Batching, BuildOptions, Effort
+from loadtests.awaiting import submit
 from loadtests.cases import MODELS
-from service.batching.awaiting import submit
 from service.batching.batch_sizes import BatchRules, batch_sizes
 from service.batching.batcher import Batcher
 from service.monitoring.metrics import Metrics, VersionMetrics

@@ -39,7 +39,7 @@ def note(scope: MutableMapping[str, Any], caller: Caller) -> None:
 
 
 def is_noted(scope: MutableMapping[str, Any]) -> bool:
-    """Whether it is."""
+    """Whether it says already who has sent the request: the gate has let it in."""
     return _SCOPE in scope
 
 

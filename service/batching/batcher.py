@@ -103,7 +103,7 @@ class Batcher:
         *,
         timeout_s: float | None = None,
         priority: int | None = None,
-    ) -> Waiting:
+    ) -> None:
         """Has the rows of `feeds` run and `caller` told what became of them; not before this returns.
 
         `feeds` has one C-contiguous array per input, in the model's order, rows along axis 0. `priority` is 1 for
@@ -145,7 +145,6 @@ class Batcher:
         self._push(request)
         self._open.add(request)
         self._watch_deadline(request.deadline_s)
-        return request
 
     async def close(self, *, drain_s: float | None = None) -> None:
         """Answers what was admitted, then ends the threads and closes the engine. Idempotent.

@@ -4,7 +4,7 @@ import asyncio
 from typing import cast
 
 from engines.model.tensors import Array
-from service.batching.awaiting import Awaiting
+from loadtests.awaiting import Awaiting
 from service.batching.queue import Waiting
 
 

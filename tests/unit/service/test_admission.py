@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from engines.options import Batching
+from loadtests.awaiting import Awaiting
 from service.batching.admission import Admission
-from service.batching.awaiting import Awaiting
 from service.batching.batch import Batch
 from service.batching.batch_sizes import BatchRules
 from service.batching.queue import Part, Waiting

@@ -12,8 +12,8 @@ from engines.errors import EngineRunError
 from engines.model.tensors import Array
 from engines.options import Batching
 from engines.proof.padding import Padding
+from loadtests.awaiting import Awaiting, submit
 from service.batching import quickness
-from service.batching.awaiting import Awaiting, submit
 from service.batching.batch_sizes import BatchRules
 from service.batching.batcher import Batcher
 from service.batching.device import Device

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from engines.errors import EngineRunError
-from service.batching.awaiting import submit
+from loadtests.awaiting import submit
 from service.catalog.catalog import Catalog, Version
 from service.errors import NotReadyError
 from service.serving.loading import subject_of

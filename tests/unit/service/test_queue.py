@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from service.batching.awaiting import Awaiting
+from loadtests.awaiting import Awaiting
 from service.batching.queue import (
     LOWEST_PRIORITY,
     PRIORITY_STEP_S,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from engines.model.tensors import Array
 from engines.options import Batching
-from service.batching.awaiting import Awaiting, submit
+from loadtests.awaiting import Awaiting, submit
 from service.batching.batch_sizes import BatchRules
 from service.batching.batcher import Batcher
 from service.batching.queue import (

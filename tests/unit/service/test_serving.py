@@ -6,7 +6,7 @@ import pytest
 
 from engines.errors import EngineError, InvalidArtifactError
 from engines.options import Precision
-from service.batching.awaiting import submit
+from loadtests.awaiting import submit
 from service.catalog.catalog import Catalog
 from service.errors import NotFoundError, NotReadyError
 from service.monitoring.metrics import Metrics

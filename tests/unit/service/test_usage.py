@@ -6,7 +6,7 @@ import pytest
 
 from engines import hardware_key
 from engines.options import BuildOptions
-from service.batching.awaiting import submit
+from loadtests.awaiting import submit
 from service.catalog.catalog import Catalog
 from service.catalog.records import EngineState, EngineStatus
 from service.catalog.retention import Retention

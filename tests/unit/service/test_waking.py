@@ -6,7 +6,7 @@ import time
 import pytest
 
 from engines.errors import EngineError
-from service.batching.awaiting import submit
+from loadtests.awaiting import submit
 from service.catalog.catalog import Catalog
 from service.errors import NotFoundError, NotReadyError, QueueFullError, StoppingError
 from service.serving.residency import KEPT_VERSIONS, VersionState
