@@ -1,7 +1,6 @@
 """uvicorn's server with this package's connections."""
 
 import asyncio
-import gc
 import math
 import os
 import time
@@ -59,9 +58,6 @@ class HttpServer(uvicorn.Server):
         self._most_connections = max(self._most_connections, connections)
         if self._most_connections - connections >= _MANY_CONNECTIONS:
             self._most_connections = connections
-            # Empties the interpreter's own stores of freed objects too, which are strewn over all that was used. That
-            # takes a millisecond or two: what was there when the server began is frozen.
-            gc.collect()
             memory.give_back()
         elif self._giving_back is None and self._spare.due(
             memory.resident_bytes(os.getpid()), time.monotonic()
