@@ -12,6 +12,7 @@ import logging
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable
 from queue import SimpleQueue
 from typing import Any
@@ -67,6 +68,8 @@ class Batcher:
         self._settled = asyncio.Event()
         # Batches that were handed over and have not come back: one for each lane held, and at most one ahead.
         self._running = 0
+        # The rows of the last ones, one for each lane.
+        self._recent: deque[int] = deque(maxlen=self._device.lanes)
         self._closing: asyncio.Task[None] | None = None
         self._flush_planned = False
         self._delay: asyncio.TimerHandle | None = None
@@ -237,7 +240,7 @@ class Batcher:
 
     def _dispatch(self, most: int) -> None:
         """Forms one batch, writes it into a slot and hands it over."""
-        parts = self._queue.take(most)
+        parts = self._queue.take(min(most, self._rules.rows_now(self._queue.next_rows(), self._recent)))
         if parts:
             try:
                 slot = written(self._engine, self._rules, parts)
@@ -251,6 +254,7 @@ class Batcher:
 
     def _start(self, batch: Batch) -> None:
         """Has a batch run: in the engine's thread, or where it is quick and nothing else is in the engine, here."""
+        self._recent.append(batch.rows)
         self._running += 1
         # A GPU's context belongs to the threads that made it theirs.
         if self._running == 1 and not self._engine.on_gpu and self._quickness.fits_the_loop(batch.shapes):

@@ -152,16 +152,18 @@ class RowQueue:
             return next(iter(self._lines), None)
         return min(self._lines, key=lambda shapes: self._lines[shapes].parts[0][:2])
 
+    def next_rows(self) -> int:
+        """The rows that could share the next batch."""
+        shapes = self.next_shapes()
+        return 0 if shapes is None else self._lines[shapes].rows
+
     def oldest_s(self) -> float:
         """When the part that has waited longest arrived; something must wait."""
         return min(part.request.arrived_s for line in self._lines.values() for _, _, part in line.parts)
 
     def fills(self, max_rows: int) -> bool:
         """Whether the next batch would be full."""
-        if self.rows < max_rows:
-            return False
-        shapes = self.next_shapes()
-        return shapes is not None and self._lines[shapes].rows >= max_rows
+        return self.rows >= max_rows and self.next_rows() >= max_rows
 
     def take(self, max_rows: int) -> list[Part]:
         """Forms a batch: the parts whose turn is next, of one item shape, at most `max_rows` rows together.

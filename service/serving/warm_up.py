@@ -18,6 +18,11 @@ logger = logging.getLogger(__name__)
 WARM_UP_S = 5.0
 # Of each length there are some ten sizes to run: ten seconds for MiniLM on two cores that do nothing else.
 LENGTHS_WARM_UP_S = 60.0
+# Where a size is timed, it runs so often, unless that takes too long.
+_TIMED_RUNS = 5
+_TIMED_S = 0.1
+# What a batch takes beside its time in the engine.
+_BATCH_S = 1e-4
 
 Shapes = Mapping[str, tuple[int, ...]]
 """The shape of every input of one batch."""
@@ -34,7 +39,8 @@ def warm_up(
 ) -> BatchRules:
     """Runs the engine once at each batch size and row length that it will get, for about `budget_s` at most.
 
-    A first run at a new shape takes several times as long as later ones, and no client shall wait for it.
+    A first run at a new shape takes several times as long as later ones, and no client shall wait for it. The smallest
+    and the largest batch are timed, for `BatchRules.rows_now`.
     What was not reached is left out of the rules, and so are sizes that run longer than padded to one that `gains` by
     being compiled for. A model whose rows have free dimensions that may not be padded
     is not run here: its shapes are its clients' choice, and those of the proof have been run.
@@ -56,7 +62,8 @@ def warm_up(
         warm.append(size)
     if len(warm) < len(sizes):
         logger.warning("%d of %d batch sizes were warmed up in time", len(warm), len(sizes))
-    return BatchRules(batchable=batchable, sizes=tuple(sorted(warm)))
+    fixed_rows = _fixed_rows(engine, min(warm), max(warm)) if batchable else None
+    return BatchRules(batchable=batchable, sizes=tuple(sorted(warm)), fixed_rows=fixed_rows)
 
 
 def _warm_lengths(engine: Engine, limits: Batching, padding: Padding, budget_s: float) -> BatchRules:
@@ -106,6 +113,26 @@ def _shapes(
         spec.name: (size, *with_length(tuple(n or 1 for n in spec.item_shape), axes.get(spec.name), length))
         for spec in inputs
     }
+
+
+def _fixed_rows(engine: Engine, few: int, many: int) -> float | None:
+    """What a batch costs whatever its rows, in rows, if time rises evenly from `few` rows to `many`."""
+    if few == many:
+        return None
+    few_s, many_s = (_shortest_s(engine, _shapes(engine.inputs, size)) for size in (few, many))
+    row_s = (many_s - few_s) / (many - few)
+    return max(0.0, few_s - few * row_s + _BATCH_S) / row_s if row_s > 0 else None
+
+
+def _shortest_s(engine: Engine, shapes: Shapes) -> float:
+    """Of some runs of a batch that has run before: whatever else the machine does only makes them longer."""
+    slot, times_s = engine.slot(shapes), list[float]()
+    while len(times_s) < _TIMED_RUNS and sum(times_s) < _TIMED_S:
+        started_s = time.perf_counter()
+        slot.run()
+        times_s.append(time.perf_counter() - started_s)
+    engine.release(slot)
+    return min(times_s)
 
 
 def _run_once(engine: Engine, shapes: Shapes, *, copies: int) -> None:

@@ -2,6 +2,8 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engines.model.tensors import Array, TensorSpec
 from engines.proof.padding import Padding
@@ -46,6 +48,55 @@ def test_a_fixed_batch_is_the_only_size() -> None:
 
 def test_sizes_are_fewer_where_each_is_run_in_many_lengths() -> None:
     assert batch_sizes(inputs(2), 32, few=True) == (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+
+
+LINEAR = BatchRules(batchable=True, sizes=tuple(range(1, 33)), fixed_rows=0.5)
+
+
+def test_batches_even_out_where_all_clients_come_back() -> None:
+    waiting, last, seen = 15, 1, []
+    for _ in range(4):
+        rows = LINEAR.rows_now(waiting, [last])
+        seen.append(rows)
+        # Those that have just run are sent again while these run.
+        waiting, last = waiting - rows + last, rows
+    assert seen == [8, 8, 8, 8]
+
+
+def test_batches_of_several_lanes_even_out() -> None:
+    assert LINEAR.rows_now(12, [3, 3]) == 6
+    assert LINEAR.rows_now(12, [6, 6]) == 8
+
+
+def test_what_waits_is_taken_whole_where_it_is_less_than_before() -> None:
+    assert LINEAR.rows_now(3, [16]) == 3
+
+
+def test_no_batch_has_more_rows_than_the_engine_takes() -> None:
+    assert LINEAR.rows_now(100, [1]) == 32
+    assert LINEAR.rows_now(40, [1]) == 21
+
+
+@pytest.mark.parametrize(
+    ("fixed", "rows"),
+    # 8 rows in 8 + fixed, against 15 in 15 + fixed: nine tenths as many a second, where fixed is 2.1.
+    [(0.0, 8), (2.1, 8), (2.2, 15), (1000.0, 15), (None, 15)],
+)
+def test_all_that_waits_is_taken_where_smaller_batches_would_be_slower(
+    fixed: float | None, rows: int
+) -> None:
+    rules = BatchRules(batchable=True, sizes=LINEAR.sizes, fixed_rows=fixed)
+    assert rules.rows_now(15, [1]) == rows
+
+
+@given(
+    waiting=st.integers(1, 200),
+    recent=st.lists(st.integers(1, 32), max_size=3),
+    fixed=st.none() | st.floats(0, 1e6),
+)
+def test_a_batch_takes_some_of_what_waits(waiting: int, recent: list[int], fixed: float | None) -> None:
+    rules = BatchRules(batchable=True, sizes=LINEAR.sizes, fixed_rows=fixed)
+    assert 1 <= rules.rows_now(waiting, recent) <= min(waiting, 32)
 
 
 @pytest.mark.parametrize("longest", [1, 15, 16, 17, 128, 500, 16_000])

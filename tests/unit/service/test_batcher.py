@@ -34,13 +34,18 @@ async def batching(
     metrics: Metrics | None = None,
     device: Device | None = None,
     lengths: tuple[int, ...] = (),
+    fixed_rows: float | None = None,
     **limits: int,
 ) -> AsyncIterator[Batcher]:
     batcher = Batcher(
         engine,
         limits=Batching(**{"max_batch_rows": sizes[-1], **limits}),
         rules=BatchRules(
-            batchable=batchable, sizes=sizes, padding=PADDING if lengths else None, lengths=lengths
+            batchable=batchable,
+            sizes=sizes,
+            padding=PADDING if lengths else None,
+            lengths=lengths,
+            fixed_rows=fixed_rows,
         ),
         metrics=(metrics or Metrics()).of("m", "1"),
         device=device,
@@ -142,6 +147,36 @@ async def test_rows_gather_while_the_engine_runs() -> None:
         engine.gate.set()
         await asyncio.gather(first, *tasks)
     assert engine.batches == [(1, 2), (3, 2)]
+
+
+@pytest.mark.parametrize(
+    ("fixed_rows", "batches"),
+    [(0.0, [(1, 2), (4, 2), (3, 2)]), (1000.0, [(1, 2), (7, 2)]), (None, [(1, 2), (7, 2)])],
+)
+async def test_batches_are_evened_out_where_that_costs_nothing(
+    fixed_rows: float | None, batches: list[tuple[int, int]]
+) -> None:
+    engine = EchoEngine()
+    async with batching(engine, fixed_rows=fixed_rows) as batcher:
+        first = await busy(engine, batcher)
+        tasks = [submitted(batcher, value) for value in range(7)]
+        await until(lambda: batcher.queue_rows == 7)
+        engine.gate.set()
+        answers = await asyncio.gather(first, *tasks)
+    assert [firsts(answer) for answer in answers[1:]] == [[value] for value in range(7)]
+    assert engine.batches == batches
+
+
+async def test_batches_are_evened_out_over_the_lanes() -> None:
+    engine = EchoEngine()
+    async with batching(engine, fixed_rows=0.0, device=Device(2)) as batcher:
+        first, second = await busy(engine, batcher), await busy(engine, batcher)
+        tasks = [submitted(batcher, value) for value in range(7)]
+        await until(lambda: batcher.queue_rows == 7)
+        engine.gate.set()
+        await asyncio.gather(first, second, *tasks)
+    # (7 + 1 + 1) / 3, then (4 + 1 + 3) / 3 rounded up.
+    assert sorted(engine.batches) == [(1, 2), (1, 2), (1, 2), (3, 2), (3, 2)]
 
 
 async def test_one_full_batch_is_written_while_the_engine_runs() -> None:

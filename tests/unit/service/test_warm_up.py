@@ -14,13 +14,15 @@ def test_warm_up_runs_every_size_and_the_largest_twice() -> None:
     engine = EchoEngine()
     rules = warm_up(engine, Batching(max_batch_rows=4), batchable=True)
     assert rules.sizes == (1, 2, 3, 4)
-    assert sorted(shape[0] for shape in engine.batches) == [1, 2, 3, 4, 4]
+    assert sorted(shape[0] for shape in engine.batches[:5]) == [1, 2, 3, 4, 4]
+    # Timed.
+    assert {shape[0] for shape in engine.batches[5:]} == {1, 4}
 
 
 def test_warm_up_begins_with_the_sizes_that_leave_the_smallest_gaps() -> None:
     engine = EchoEngine()
     warm_up(engine, Batching(max_batch_rows=12), batchable=True)
-    assert [shape[0] for shape in engine.batches] == [12, 12, 1, 2, 4, 8, 3, 6, 5, 7, 10, 9, 11]
+    assert [shape[0] for shape in engine.batches[:13]] == [12, 12, 1, 2, 4, 8, 3, 6, 5, 7, 10, 9, 11]
 
 
 def test_batches_after_the_warm_up_need_no_new_buffers() -> None:
@@ -36,6 +38,51 @@ def test_a_warm_up_out_of_time_leaves_sizes_out_but_not_the_largest() -> None:
     rules = warm_up(EchoEngine(), Batching(max_batch_rows=8), batchable=True, budget_s=0.0)
     assert rules.sizes == (8,)
     assert rules.size_for(1) == 8
+
+
+class TimedEngine(EchoEngine):
+    """Takes `fixed_s` for a batch and `row_s` for each of its rows, by a clock of its own."""
+
+    def __init__(self, fixed_s: float, row_s: float) -> None:
+        super().__init__()
+        self._fixed_s, self._row_s = fixed_s, row_s
+
+    def now_s(self) -> float:
+        return sum(self._fixed_s + self._row_s * shape[0] for shape in self.batches)
+
+
+@pytest.mark.parametrize(
+    ("fixed_s", "row_s", "rows"),
+    # A batch takes a tenth of a millisecond beside its time in the engine.
+    [(0.0009, 0.001, 1.0), (0.0, 0.001, 0.1), (0.0007, 0.0001, 8.0), (3.9999, 0.5, 8.0)],
+)
+def test_the_warm_up_tells_what_a_batch_costs_whatever_its_rows(
+    fixed_s: float, row_s: float, rows: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = TimedEngine(fixed_s, row_s)
+    monkeypatch.setattr("service.serving.warm_up.time.perf_counter", engine.now_s)
+    assert warm_up(engine, Batching(max_batch_rows=16), batchable=True).fixed_rows == pytest.approx(rows)
+
+
+def test_a_slow_engine_is_timed_once_at_each_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TimedEngine(1.0, 1.0)
+    monkeypatch.setattr("service.serving.warm_up.time.perf_counter", engine.now_s)
+    warm_up(engine, Batching(max_batch_rows=2), batchable=True)
+    assert [shape[0] for shape in engine.batches] == [2, 2, 1, 1, 2]
+
+
+def test_what_a_batch_costs_is_not_known_of_engines_that_do_not_take_longer_for_more_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = TimedEngine(0.25, 0.0)
+    monkeypatch.setattr("service.serving.warm_up.time.perf_counter", engine.now_s)
+    assert warm_up(engine, Batching(max_batch_rows=4), batchable=True).fixed_rows is None
+
+
+def test_rows_that_may_not_share_a_batch_are_not_timed() -> None:
+    engine = EchoEngine()
+    assert warm_up(engine, Batching(max_batch_rows=2), batchable=False).fixed_rows is None
+    assert len(engine.batches) == 3
 
 
 def test_free_row_shapes_are_left_to_the_clients() -> None:
