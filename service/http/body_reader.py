@@ -3,15 +3,21 @@
 import asyncio
 from typing import Protocol
 
+# A head, and the JSON of a request with binary tensors.
+_HEAD_BYTES = 1 << 12
+
 
 class Owner(Protocol):
-    """The connection, which gets what the reader does not care for."""
+    """The connection, which gets what a reader does not care for."""
+
+    def head_received(self, data: bytes) -> None:
+        """Takes what came first after a body; makes itself the transport's protocol again."""
 
     def body_progressed(self, size: int) -> None:
         """Takes the news that `size` more bytes are there."""
 
-    def body_complete(self) -> None:
-        """Takes the news that the buffer is full; makes itself the transport's protocol again."""
+    def body_complete(self, size: int) -> None:
+        """Takes the news that the buffer of `size` bytes is full; has the transport go on with another protocol."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As of `asyncio.Protocol`."""
@@ -26,8 +32,8 @@ class Owner(Protocol):
         """As of `asyncio.Protocol`."""
 
 
-class BodyReader(asyncio.BufferedProtocol):
-    """The protocol of a transport until `buffer` is full; not one byte more is taken from the socket."""
+class _Reader(asyncio.BufferedProtocol):
+    """A protocol of a transport for a while."""
 
     def __init__(self, owner: Owner, buffer: memoryview) -> None:
         self._owner = owner
@@ -35,12 +41,6 @@ class BodyReader(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - whatever fits is welcome
         return self._left
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self._left = self._left[nbytes:]
-        self._owner.body_progressed(nbytes)
-        if not self._left:
-            self._owner.body_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._owner.connection_lost(exc)
@@ -53,3 +53,31 @@ class BodyReader(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._owner.resume_writing()
+
+
+class BodyReader(_Reader):
+    """The protocol of a transport until `buffer` is full; not one byte more is taken from the socket."""
+
+    def __init__(self, owner: Owner, buffer: memoryview) -> None:
+        super().__init__(owner, buffer)
+        self._size = len(buffer)
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._left = self._left[nbytes:]
+        self._owner.body_progressed(nbytes)
+        if not self._left:
+            self._owner.body_complete(self._size)
+
+
+class HeadReader(_Reader):
+    """The protocol of a transport for its first read after a large body, which takes little.
+
+    Such a client sends another one. A read takes up to 256 kB, which for a body come by three copies to where a
+    `BodyReader` would have put them: with images of 602 KB it took a twentieth of the processor's time.
+    """
+
+    def __init__(self, owner: Owner) -> None:
+        super().__init__(owner, memoryview(bytearray(_HEAD_BYTES)))
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._owner.head_received(bytes(self._left[:nbytes]))

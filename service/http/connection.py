@@ -13,7 +13,7 @@ from uvicorn.server import ServerState
 from service.errors import ServiceError
 from service.http import refusals
 from service.http.answer_head import Header
-from service.http.body_reader import BodyReader
+from service.http.body_reader import BodyReader, HeadReader
 from service.http.exchange import WAITING_BYTES, Application, Begin, Exchange, Message, Piece
 from service.http.limits import Configuration, Pace
 from service.http.requests import MANY_PARSERS, NOBODY, PARSER_REST_S, RequestParser
@@ -62,14 +62,12 @@ class Connection(asyncio.Protocol):
         self._in_head = True
         # Since when the client has been owing what it owes now, by the loop's clock.
         self._since_s = 0.0
-        self._body_bytes = 0
-        self._written_bytes = 0
+        self._body_bytes = self._written_bytes = 0
         self._receiving, self._sending = Pace(), Pace()
-        self._reading_paused = False
         # Set once nothing that comes will be read any more; sent when what came before is answered.
         self._last_words: ServiceError | None = None
         # Whether the client has yet to take most of what was written.
-        self.congested = False
+        self.congested = self._reading_paused = False
         self._writable: asyncio.Event | None = None
 
     # What the transport calls.
@@ -135,13 +133,13 @@ class Connection(asyncio.Protocol):
             self._next.append(exchange)
             self._set_reading(paused=True)
 
-    def on_body(self, body: bytes) -> None:
+    def on_body(self, body: bytes, left: int) -> None:
         self._body_bytes += len(body)
         exchange = self._incoming
         if exchange is None or exchange.answered:
             return
         exchange.add(body)
-        if exchange.waiting_bytes > WAITING_BYTES:
+        if max(exchange.waiting_bytes, left) > WAITING_BYTES:
             self._set_reading(paused=True)
 
     def on_message_complete(self) -> None:
@@ -177,13 +175,20 @@ class Connection(asyncio.Protocol):
     def body_progressed(self, size: int) -> None:
         self._body_bytes += size
 
-    def body_complete(self) -> None:
+    def body_complete(self, size: int) -> None:
         self._transport.pause_reading()
-        self._transport.set_protocol(self)
+        self._transport.set_protocol(HeadReader(self) if size > WAITING_BYTES else self)
         if self._parser is not None:
             self._parser.body_was_read()
         self.on_message_complete()
         self._set_reading(paused=False)
+
+    def head_received(self, data: bytes) -> None:
+        self._transport.pause_reading()
+        self._transport.set_protocol(self)
+        self.data_received(data)
+        if not (self._reading_paused or self._transport.is_closing()):
+            self._transport.resume_reading()
 
     def answered(self) -> None:
         exchange = self._current
@@ -220,8 +225,7 @@ class Connection(asyncio.Protocol):
 
     def check(self) -> None:
         """Ends the connection if its client has kept it waiting too long."""
-        now_s = self._loop.time()
-        unsent = self._transport.get_write_buffer_size()
+        now_s, unsent = self._loop.time(), self._transport.get_write_buffer_size()
         if not unsent:
             self._sending.rest()
         elif self._sending.stalls(self._written_bytes - unsent, now_s, self._limits):
@@ -324,12 +328,11 @@ class Connection(asyncio.Protocol):
 
     def _check_head_time(self, now_s: float) -> None:
         waited_s, limits = now_s - self._since_s, self._limits
-        reads_head = self._parser is not None and self._parser.reads_head
         if self._last_words is not None:
             if waited_s > limits.drop_s:
                 self._transport.abort()
         elif waited_s > (limits.head_s if self._in_head else limits.idle_s):
-            if reads_head:
+            if self._parser is not None and self._parser.reads_head:
                 self._end(refusals.slow_head(limits))
             else:
                 self._transport.close()
@@ -344,7 +347,4 @@ class Connection(asyncio.Protocol):
 
     def _set_reading(self, *, paused: bool) -> None:
         self._reading_paused = paused
-        if paused:
-            self._transport.pause_reading()
-        else:
-            self._transport.resume_reading()
+        (self._transport.pause_reading if paused else self._transport.resume_reading)()

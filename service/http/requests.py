@@ -44,8 +44,8 @@ class Receiver(Protocol):
     def on_head(self, scope: Message, *, keep_alive: bool, expects_continue: bool) -> None:
         """A whole head: its ASGI scope, and what it says of the connection and of its body."""
 
-    def on_body(self, body: bytes) -> None:
-        """A piece of the body."""
+    def on_body(self, body: bytes, left: int) -> None:
+        """A piece of the body; `left` bytes of it are still to come, as far as its length was said."""
 
     def on_message_complete(self) -> None:
         """The end of the request."""
@@ -179,7 +179,7 @@ class RequestParser:
     def on_body(self, body: bytes) -> None:
         self.mute_bytes = 0
         self.body_bytes -= len(body)
-        self._receiver.on_body(body)
+        self._receiver.on_body(body, self.body_bytes)
 
     def on_message_complete(self) -> None:
         if not self._upgrades:

@@ -73,6 +73,74 @@ async def test_what_follows_a_body_read_whole_is_the_next_request() -> None:
         writer.close()
 
 
+@pytest.mark.parametrize("seed", range(6))
+async def test_whatever_follows_a_large_body_comes_whole(seed: int) -> None:
+    chance = random.Random(seed)
+    large = chance.randbytes(300_000)
+    async with plain_server() as server:
+        reader, writer = await server.connect()
+        for _ in range(12):
+            body = chance.randbytes(chance.choice([0, 1, 3000, 4096, 20_000, 70_000, 600_000]))
+            headers = {"X-Long": "x" * chance.choice([1, 3900, 9000])}
+            chunks = chance.random() < 0.3
+            if chunks:
+                headers["Transfer-Encoding"] = "chunked"
+            path = chance.choice(["/", "/whole"])
+            sent = request("POST", path, chunked(body) if chunks and body else body, headers if body else {})
+            ahead = chance.random() < 0.3
+            for part in (request("POST", "/whole", large) + sent,) if ahead else (None, sent):
+                if part is None:
+                    writer.write(request("POST", "/whole", large))
+                    assert (await read_reply(reader)).body == large
+                    continue
+                cut = chance.randrange(len(part))
+                writer.write(part[:cut])
+                await asyncio.sleep(0.005)
+                writer.write(part[cut:])
+            if ahead:
+                assert (await read_reply(reader)).body == large
+            assert (await read_reply(reader)).body == body
+        writer.close()
+
+
+async def test_of_the_next_large_body_little_is_read_before_it_is_wanted() -> None:
+    begun: list[int] = []
+
+    async def noting(scope: Message, receive: Receive, send: Send) -> None:
+        exchange: Exchange = receive.__self__  # type: ignore[attr-defined] # a bound method of the exchange
+        begun.append(exchange.waiting_bytes)
+        body = await exchange.read_whole(int(dict(scope["headers"])[b"content-length"]))
+        await answer(send, bytes(body or b"none"))
+
+    bodies = [b"a" * 600_000, b"b" * 600_000, b"c" * 40_000, b"d" * 600_000]
+    async with plain_server(noting) as server:
+        reader, writer = await server.connect()
+        for body in bodies:
+            writer.write(request("POST", "/", body))
+            assert (await read_reply(reader)).body == body
+        writer.close()
+    assert begun[1] < 4096
+    # A small one is the sign that the next may be small as well.
+    assert begun[3] > 4096
+
+
+async def test_nonsense_after_a_large_body_ends_the_connection() -> None:
+    large = b"a" * 600_000
+    async with plain_server() as server:
+        reply = await server.exchange(request("POST", "/whole", large) + b"nonsense\r\n\r\n")
+        assert reply.count(b"HTTP/1.1 200") == 1
+        assert reply.count(b"HTTP/1.1 400") == 1
+
+
+async def test_a_client_that_leaves_after_a_large_body_is_let_go() -> None:
+    async with plain_server() as server:
+        reader, writer = await server.connect()
+        writer.write(request("POST", "/whole", b"a" * 600_000))
+        await read_reply(reader)
+        writer.close()
+        await until(lambda: server.connections == 0)
+
+
 async def test_a_chunked_body_comes_whole() -> None:
     async with plain_server() as server:
         sent = request(
