@@ -33,7 +33,11 @@ CONNECTIONS = 32
 ECHO_SHARE = 0.45
 """Least throughput against the bare echo."""
 PEER_FACTORS: Mapping[str, float] = {"mosec": 2.0, "pytriton": 4.0, "litserve": 12.0}
-"""Least throughput against each peer."""
+"""Least throughput against each peer.
+
+mosec has a limit of 64 rows a batch, so that its batches wait for company for as long as they may. "mosec, full" stands
+beside it without a bar: its limit is the number of connections, so that no batch ever waits.
+"""
 ALONE_MS = 0.25
 """Most that p50 may be above the echo's on one connection."""
 
@@ -148,9 +152,10 @@ def judged(busy: Rounds, alone: Rounds) -> list[Bar]:
             ratio = median_ratio(busy, name)
             text = f"requests/s against {name}, at least {least:g}"
             bars.append(Bar(text=text, value=ratio, passed=ratio >= least))
-    if "mosec" in busy:
-        share = median(busy["octet"], "p99_ms") / median(busy["mosec"], "p99_ms")
-        bars.append(Bar(text="p99 against mosec's, at most 1", value=share, passed=share <= 1))
+    for name in ("mosec", "mosec, full"):
+        if name in busy:
+            share = median(busy["octet"], "p99_ms") / median(busy[name], "p99_ms")
+            bars.append(Bar(text=f"p99 against that of {name}, at most 1", value=share, passed=share <= 1))
     if "echo" in alone:
         above_ms = statistics.median(
             ours.load.p50_ms - theirs.load.p50_ms

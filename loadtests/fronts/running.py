@@ -24,8 +24,9 @@ class Front:
     """A server that the benchmark can start."""
 
     name: str
-    # The module that is run, with the port as its argument.
+    # The module that is run, with the port and these as its arguments.
     module: str
+    arguments: tuple[str, ...] = ()
     # Where the model is, on that server.
     path: str
     # The pinned packages of its own environment; None runs it in octet's.
@@ -40,7 +41,16 @@ _SYSTEM_PYTHON = "/usr/bin/python3"
 
 ECHO = Front(name="echo", module="with_echo", path="/")
 PEERS = (
-    Front(name="mosec", module="with_mosec", path="/inference", requirements=_FOLDER / "mosec.txt"),
+    *(
+        Front(
+            name=name,
+            module="with_mosec",
+            arguments=(str(rows),),
+            path="/inference",
+            requirements=_FOLDER / "mosec.txt",
+        )
+        for name, rows in (("mosec", 64), ("mosec, full", 32))
+    ),
     Front(
         name="pytriton",
         module="with_pytriton",
@@ -78,7 +88,7 @@ def running(front: Front, body: bytes, log: Path) -> Iterator[Side]:
     url = f"http://127.0.0.1:{port}{front.path}"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [str(python), "-m", f"loadtests.fronts.{front.module}", str(port)],
+            [str(python), "-m", f"loadtests.fronts.{front.module}", str(port), *front.arguments],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -96,7 +106,7 @@ def _installed(front: Front, requirements: Path) -> Path:
     if not Path(front.base).exists():
         raise FrontError(f"there is no {front.base}")
     environment = PeerEnvironment(
-        ROOT / ".octet-bench" / front.name, requirements=requirements, base=front.base
+        ROOT / ".octet-bench" / requirements.stem, requirements=requirements, base=front.base
     )
     if environment.missing:
         raise FrontError("; ".join(environment.missing.values()))

@@ -1,4 +1,8 @@
-"""mosec: a front end in Rust, batches of at most 32 rows that wait for a millisecond at most."""
+"""mosec: a front end in Rust, batches that wait for a millisecond at most: `with_mosec PORT ROWS`.
+
+A batch that is not full waits for the whole of its millisecond, engine idle or not. So what mosec does depends on
+whether the clients happen to be as many as a batch has rows.
+"""
 
 import sys
 from typing import Any
@@ -19,8 +23,9 @@ class Tiny(Worker):
 
 
 if __name__ == "__main__":
+    port, rows = sys.argv[1:]
     # mosec reads its port from the command line.
-    sys.argv[1:] = ["--address", "127.0.0.1", "--port", sys.argv[1], "--log-level", "warning"]
+    sys.argv[1:] = ["--address", "127.0.0.1", "--port", port, "--log-level", "warning"]
     server = Server()
-    server.append_worker(Tiny, max_batch_size=32, max_wait_time=1)
+    server.append_worker(Tiny, max_batch_size=int(rows), max_wait_time=1)
     server.run()
