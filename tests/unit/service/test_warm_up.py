@@ -48,7 +48,18 @@ class TimedEngine(EchoEngine):
         self._fixed_s, self._row_s = fixed_s, row_s
 
     def now_s(self) -> float:
-        return sum(self._fixed_s + self._row_s * shape[0] for shape in self.batches)
+        return sum(self._times_s())
+
+    def _times_s(self) -> list[float]:
+        return [self._fixed_s + self._row_s * shape[0] for shape in self.batches]
+
+
+class HinderedEngine(TimedEngine):
+    """Takes twice as long in every third run."""
+
+    def now_s(self) -> float:
+        times_s = self._times_s()
+        return sum(times_s) + sum(times_s[::3])
 
 
 @pytest.mark.parametrize(
@@ -62,6 +73,12 @@ def test_the_warm_up_tells_what_a_batch_costs_whatever_its_rows(
     engine = TimedEngine(fixed_s, row_s)
     monkeypatch.setattr("service.serving.warm_up.time.perf_counter", engine.now_s)
     assert warm_up(engine, Batching(max_batch_rows=16), batchable=True).fixed_rows == pytest.approx(rows)
+
+
+def test_runs_that_something_else_held_up_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = HinderedEngine(0.0009, 0.001)
+    monkeypatch.setattr("service.serving.warm_up.time.perf_counter", engine.now_s)
+    assert warm_up(engine, Batching(max_batch_rows=16), batchable=True).fixed_rows == pytest.approx(1.0)
 
 
 def test_a_slow_engine_is_timed_once_at_each_end(monkeypatch: pytest.MonkeyPatch) -> None:
