@@ -39,7 +39,7 @@ _BODILESS = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 # More of a body than this does not wait for the application; reading pauses.
 WAITING_BYTES = 1 << 16
 # Up to here copying costs less than a system call with several buffers.
-_JOINED_BYTES = 1 << 16
+JOINED_BYTES = 1 << 16
 
 
 class Channel(Protocol):
@@ -286,7 +286,7 @@ class Exchange:
 
     def _put(self, pieces: list[Piece]) -> None:
         size = sum(map(len, pieces))
-        if len(pieces) > 1 and size <= _JOINED_BYTES:
+        if len(pieces) > 1 and size <= JOINED_BYTES:
             pieces = [b"".join(pieces)]
         self._channel.write(pieces, size)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from service.errors import ServiceError
-from service.http.exchange import Exchange, Message, Receive, Send
+from service.http.exchange import JOINED_BYTES, Exchange, Message, Receive, Send
 from service.http.request_body import BodyHeaders, body_at_hand, read_body
 from service.http.responses import error_body
 from service.monitoring import request_ids
@@ -159,7 +159,8 @@ def _wrong_method(method: str) -> Answer:
 
 
 async def _send(send: Send, answer: Answer) -> None:
-    *pieces, last = answer.pieces
+    # Each message is a system call of its own.
+    *pieces, last = answer.pieces if answer.size > JOINED_BYTES else [b"".join(answer.pieces)]
     length = (b"content-length", str(sum(map(len, pieces)) + len(last)).encode())
     await send({"type": "http.response.start", "status": answer.status, "headers": [*answer.headers, length]})
     for piece in pieces:
