@@ -16,6 +16,8 @@ _EXACT_ROWS = 32
 _BUFFER_BYTES = 256 << 20
 # From this share of the most rows a second on, even batches are worth more than the rest.
 _CLOSE = 0.9
+# What a batch takes beside its time in the engine.
+_BATCH_S = 1e-4
 # Rows shorter than a sixteenth of the longest, or than this, are padded to that.
 _SHORTEST = 16
 _LENGTHS_TO_SHORTEST = 16
@@ -34,8 +36,8 @@ class BatchRules:
     padding: Padding | None = None
     # The lengths that rows are padded to, rising; longer rows run in their own. Empty without padding.
     lengths: tuple[int, ...] = ()
-    # What a batch costs whatever its rows, in rows; None where that is not known.
-    fixed_rows: float | None = None
+    # How long a batch of each of `sizes` takes, in seconds; empty where that is not known.
+    times_s: tuple[float, ...] = ()
 
     @property
     def max_rows(self) -> int:
@@ -47,7 +49,7 @@ class BatchRules:
         return self.sizes[bisect.bisect_left(self.sizes, rows)]
 
     def rows_now(self, waiting: int, recent: Sequence[int]) -> int:
-        """How many of the rows that wait to run at once, after batches of `recent` rows, one for each lane.
+        """How many of the rows that wait are enough for the next batch, after batches of `recent` rows, one a lane.
 
         All, unless that makes batches uneven for nothing. Clients that are answered come back: where 16 of them have
         a request each and all that waits is taken, batches of 1 and of 15 rows may follow each other for ever. While
@@ -55,12 +57,17 @@ class BatchRules:
         mean of what waits and of what has just run, both have 8. It is taken where it gives about as many rows a
         second.
         """
-        rows, fixed = min(waiting, self.max_rows), self.fixed_rows
+        rows = min(waiting, self.max_rows)
         even = -(-(waiting + sum(recent)) // (1 + len(recent)))
-        if fixed is None or even >= rows:
+        if rows == self.max_rows or even >= rows or not self.times_s:
             return rows
-        # A batch of n rows takes as long as n + fixed of them.
-        return even if even / (even + fixed) >= _CLOSE * rows / (rows + fixed) else rows
+        # What would be padding costs nothing.
+        even = min(rows, self.size_for(even))
+        return even if self._pace(even) >= _CLOSE * self._pace(rows) else rows
+
+    def _pace(self, rows: int) -> float:
+        """Rows a second in batches of so many."""
+        return rows / (self.times_s[bisect.bisect_left(self.sizes, rows)] + _BATCH_S)
 
     def item_shapes(self, feeds: Mapping[str, Array]) -> ItemShapes:
         """The shapes that the rows of a request run in: their own, or padded to the next length."""

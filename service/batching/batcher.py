@@ -240,7 +240,9 @@ class Batcher:
 
     def _dispatch(self, most: int) -> None:
         """Forms one batch, writes it into a slot and hands it over."""
-        parts = self._queue.take(min(most, self._rules.rows_now(self._queue.next_rows(), self._recent)))
+        waiting = self._queue.next_rows()
+        enough = self._rules.rows_now(waiting, self._recent)
+        parts = self._queue.take(most, enough)
         if parts:
             try:
                 slot = written(self._engine, self._rules, parts)
@@ -248,7 +250,9 @@ class Batcher:
                 logger.exception("a batch could not be written", extra=self._concerned(parts))
                 self._fail_all(parts, error)
             else:
-                self._start(Batch(parts=parts, slot=slot, left_others=self._queue.rows > 0))
+                # Smaller ones than there could have been tell nothing of the pace.
+                left_others = self._queue.rows > 0 and enough == min(waiting, self._rules.max_rows)
+                self._start(Batch(parts=parts, slot=slot, left_others=left_others))
         if self._running < self._turn.held:
             self._device.give_back(self._turn, 0.0, wants=False)
 
@@ -284,6 +288,9 @@ class Batcher:
         else:
             self._device.charge(self._turn, compute_s)
         self._flush()
+        if not self._running:
+            # Whoever comes next does not come because of these.
+            self._recent.clear()
         self._count(batch, compute_s)
         if batch.outputs is None:
             self._fail_all(batch.parts, batch.error)

@@ -165,16 +165,18 @@ class RowQueue:
         """Whether the next batch would be full."""
         return self.rows >= max_rows and self.next_rows() >= max_rows
 
-    def take(self, max_rows: int) -> list[Part]:
+    def take(self, max_rows: int, enough: int | None = None) -> list[Part]:
         """Forms a batch: the parts whose turn is next, of one item shape, at most `max_rows` rows together.
 
+        With `enough` rows it is closed, although more would fit; the part that goes beyond belongs to it.
         Parts of abandoned requests are dropped on the way. The first part is taken whatever its size. Empty
         where nothing waits.
         """
         batch: list[Part] = []
         while not batch and (shapes := self.next_shapes()) is not None:
             line, room = self._lines[shapes], max_rows
-            while line.parts and (not batch or line.parts[0][2].rows <= room):
+            least_room = 0 if enough is None else max_rows - enough
+            while line.parts and (not batch or (room > least_room and line.parts[0][2].rows <= room)):
                 part = heapq.heappop(line.parts)[2]
                 line.rows -= part.rows
                 self.rows -= part.rows

@@ -23,7 +23,7 @@ class Connection(asyncio.Protocol):
     """A connection from the accepted socket to its end; made by uvicorn.
 
     Requests are answered one after the other. A client that closes its side of the connection has left: TCP
-    does not tell that from one that closed both. An idle connection is no more than this object and its transport.
+    does not tell that from one that closed both. An idle connection is little more than this object and its transport.
     """
 
     __slots__ = (
@@ -66,8 +66,9 @@ class Connection(asyncio.Protocol):
         self._receiving, self._sending = Pace(), Pace()
         # Set once nothing that comes will be read any more; sent when what came before is answered.
         self._last_words: ServiceError | None = None
+        self._reading_paused = False
         # Whether the client has yet to take most of what was written.
-        self.congested = self._reading_paused = False
+        self.congested = False
         self._writable: asyncio.Event | None = None
 
     # What the transport calls.
@@ -230,7 +231,6 @@ class Connection(asyncio.Protocol):
             self._sending.rest()
         elif self._sending.stalls(self._written_bytes - unsent, now_s, self._limits):
             self._transport.abort()
-            return
         if self._transport.is_closing() or self._reading_paused:
             self._receiving.rest()
         elif self._incoming is not None:

@@ -179,7 +179,7 @@ class RequestParser:
     def on_body(self, body: bytes) -> None:
         self.mute_bytes = 0
         self.body_bytes -= len(body)
-        self._receiver.on_body(body, self.body_bytes)
+        self._receiver.on_body(body, max(0, self.body_bytes))
 
     def on_message_complete(self) -> None:
         if not self._upgrades:

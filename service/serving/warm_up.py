@@ -6,10 +6,12 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
+import numpy as np
+
 from engines.model.tensors import TensorSpec
 from engines.options import Batching
 from engines.proof.padding import Padding
-from engines.runtimes.base import Engine
+from engines.runtimes.base import Engine, Slot
 from engines.runtimes.specialising import worth_running
 from service.batching.batch_sizes import BatchRules, batch_sizes, row_lengths, with_length
 
@@ -18,11 +20,11 @@ logger = logging.getLogger(__name__)
 WARM_UP_S = 5.0
 # Of each length there are some ten sizes to run: ten seconds for MiniLM on two cores that do nothing else.
 LENGTHS_WARM_UP_S = 60.0
-# Where a size is timed, it runs so often, unless that takes too long.
-_TIMED_RUNS = 5
-_TIMED_S = 0.1
-# What a batch takes beside its time in the engine.
-_BATCH_S = 1e-4
+# Then sizes are timed for so long, ...
+_TIMING_S = 0.5
+# ... each in so many runs, unless these take too long.
+_TIMED_RUNS = 3
+_TIMED_S = 0.05
 
 Shapes = Mapping[str, tuple[int, ...]]
 """The shape of every input of one batch."""
@@ -39,11 +41,10 @@ def warm_up(
 ) -> BatchRules:
     """Runs the engine once at each batch size and row length that it will get, for about `budget_s` at most.
 
-    A first run at a new shape takes several times as long as later ones, and no client shall wait for it. The smallest
-    and the largest batch are timed, for `BatchRules.rows_now`.
-    What was not reached is left out of the rules, and so are sizes that run longer than padded to one that `gains` by
-    being compiled for. A model whose rows have free dimensions that may not be padded
-    is not run here: its shapes are its clients' choice, and those of the proof have been run.
+    A first run at a new shape takes several times as long as later ones, and no client shall wait for it. What was not
+    reached is left out of the rules, and so are sizes that run longer than padded to one that `gains` by being compiled
+    for. The others are timed. A model whose rows have free dimensions that may not be padded is not run here: its
+    shapes are its clients' choice, and those of the proof have been run.
 
     Raises:
         EngineRunError: the engine fails at a shape.
@@ -62,8 +63,9 @@ def warm_up(
         warm.append(size)
     if len(warm) < len(sizes):
         logger.warning("%d of %d batch sizes were warmed up in time", len(warm), len(sizes))
-    fixed_rows = _fixed_rows(engine, min(warm), max(warm)) if batchable else None
-    return BatchRules(batchable=batchable, sizes=tuple(sorted(warm)), fixed_rows=fixed_rows)
+    sizes = tuple(sorted(warm))
+    times_s = _times_s(engine, sizes) if batchable and len(sizes) > 1 else ()
+    return BatchRules(batchable=batchable, sizes=sizes, times_s=times_s)
 
 
 def _warm_lengths(engine: Engine, limits: Batching, padding: Padding, budget_s: float) -> BatchRules:
@@ -115,18 +117,19 @@ def _shapes(
     }
 
 
-def _fixed_rows(engine: Engine, few: int, many: int) -> float | None:
-    """What a batch costs whatever its rows, in rows, if time rises evenly from `few` rows to `many`."""
-    if few == many:
-        return None
-    few_s, many_s = (_shortest_s(engine, _shapes(engine.inputs, size)) for size in (few, many))
-    row_s = (many_s - few_s) / (many - few)
-    return max(0.0, few_s - few * row_s + _BATCH_S) / row_s if row_s > 0 else None
+def _times_s(engine: Engine, sizes: Sequence[int]) -> tuple[float, ...]:
+    """How long a batch of each size takes, in seconds; of those that there is no time for, as between the others."""
+    timed: dict[int, float] = {}
+    until_s = time.monotonic() + _TIMING_S
+    for size in _in_time(_order(tuple(sizes)), until_s, always=2):
+        timed[size] = _shortest_s(engine, _shapes(engine.inputs, size))
+    known = sorted(timed)
+    return tuple(float(time_s) for time_s in np.interp(sizes, known, [timed[size] for size in known]))
 
 
 def _shortest_s(engine: Engine, shapes: Shapes) -> float:
     """Of some runs of a batch that has run before: whatever else the machine does only makes them longer."""
-    slot, times_s = engine.slot(shapes), list[float]()
+    slot, times_s = _filled(engine, shapes), list[float]()
     while len(times_s) < _TIMED_RUNS and sum(times_s) < _TIMED_S:
         started_s = time.perf_counter()
         slot.run()
@@ -136,10 +139,15 @@ def _shortest_s(engine: Engine, shapes: Shapes) -> float:
 
 
 def _run_once(engine: Engine, shapes: Shapes, *, copies: int) -> None:
-    taken = [engine.slot(shapes) for _ in range(copies)]
+    taken = [_filled(engine, shapes) for _ in range(copies)]
     for slot in taken:
-        for array in slot.inputs.values():
-            array[...] = 0
         slot.run()
     for slot in taken:
         engine.release(slot)
+
+
+def _filled(engine: Engine, shapes: Shapes) -> Slot:
+    slot = engine.slot(shapes)
+    for array in slot.inputs.values():
+        array[...] = 0
+    return slot

@@ -50,7 +50,13 @@ def test_sizes_are_fewer_where_each_is_run_in_many_lengths() -> None:
     assert batch_sizes(inputs(2), 32, few=True) == (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
-LINEAR = BatchRules(batchable=True, sizes=tuple(range(1, 33)), fixed_rows=0.5)
+def timed(*sizes: int, fixed: float) -> BatchRules:
+    """A row takes a millisecond, a batch `fixed` of them more, of which a tenth are not the engine's."""
+    times_s = tuple((size + fixed - 0.1) / 1e3 for size in sizes)
+    return BatchRules(batchable=True, sizes=sizes, times_s=times_s)
+
+
+LINEAR = timed(*range(1, 33), fixed=0.5)
 
 
 def test_batches_even_out_where_all_clients_come_back() -> None:
@@ -72,31 +78,57 @@ def test_what_waits_is_taken_whole_where_it_is_less_than_before() -> None:
     assert LINEAR.rows_now(3, [16]) == 3
 
 
-def test_no_batch_has_more_rows_than_the_engine_takes() -> None:
-    assert LINEAR.rows_now(100, [1]) == 32
-    assert LINEAR.rows_now(40, [1]) == 21
+def test_what_waits_is_taken_whole_after_no_other_batch() -> None:
+    assert LINEAR.rows_now(15, []) == 15
+
+
+@pytest.mark.parametrize("waiting", [32, 40, 100])
+def test_a_batch_that_can_be_full_is(waiting: int) -> None:
+    assert LINEAR.rows_now(waiting, [1]) == 32
 
 
 @pytest.mark.parametrize(
     ("fixed", "rows"),
-    # 8 rows in 8 + fixed, against 15 in 15 + fixed: nine tenths as many a second, where fixed is 2.1.
-    [(0.0, 8), (2.1, 8), (2.2, 15), (1000.0, 15), (None, 15)],
+    # 8 rows in 8 + fixed, against 15 in 15 + fixed: nine tenths as many a second, where fixed is 2.15.
+    [(0.1, 8), (2.1, 8), (2.2, 15), (1000.0, 15)],
 )
-def test_all_that_waits_is_taken_where_smaller_batches_would_be_slower(
-    fixed: float | None, rows: int
-) -> None:
-    rules = BatchRules(batchable=True, sizes=LINEAR.sizes, fixed_rows=fixed)
-    assert rules.rows_now(15, [1]) == rows
+def test_all_that_waits_is_taken_where_smaller_batches_would_be_slower(fixed: float, rows: int) -> None:
+    assert timed(*range(1, 33), fixed=fixed).rows_now(15, [1]) == rows
+
+
+def test_batches_even_out_to_no_padding() -> None:
+    rules = timed(1, 2, 4, 8, 16, 32, fixed=0.5)
+    # The mean is 9, of which a batch would be one of 16.
+    assert rules.rows_now(16, [1]) == 16
+    assert rules.rows_now(15, [1]) == 8
+    assert rules.rows_now(24, [8]) == 16
+    # 12 rows are padded to 16.
+    assert rules.rows_now(12, [2]) == 8
+
+
+def test_sizes_that_run_faster_than_those_around_are_preferred() -> None:
+    rules = BatchRules(batchable=True, sizes=(1, 7, 8, 15, 32), times_s=(0.001, 0.009, 0.005, 0.010, 0.020))
+    assert rules.rows_now(15, [1]) == 8
+    assert rules.rows_now(13, [1]) == 13
+
+
+def test_without_times_all_that_waits_is_taken() -> None:
+    assert BatchRules(batchable=True, sizes=LINEAR.sizes).rows_now(15, [1]) == 15
 
 
 @given(
     waiting=st.integers(1, 200),
     recent=st.lists(st.integers(1, 32), max_size=3),
-    fixed=st.none() | st.floats(0, 1e6),
+    fixed=st.floats(0.1, 1e6),
+    sizes=st.sampled_from([LINEAR.sizes, (1, 2, 4, 8, 16, 32), (32,), (5, 32)]),
 )
-def test_a_batch_takes_some_of_what_waits(waiting: int, recent: list[int], fixed: float | None) -> None:
-    rules = BatchRules(batchable=True, sizes=LINEAR.sizes, fixed_rows=fixed)
-    assert 1 <= rules.rows_now(waiting, recent) <= min(waiting, 32)
+def test_a_batch_takes_some_of_what_waits_at_nine_tenths_of_the_pace(
+    waiting: int, recent: list[int], fixed: float, sizes: tuple[int, ...]
+) -> None:
+    rules, most = timed(*sizes, fixed=fixed), min(waiting, 32)
+    rows = rules.rows_now(waiting, recent)
+    assert 1 <= rows <= most
+    assert rows / (rules.size_for(rows) + fixed) >= 0.899 * most / (rules.size_for(most) + fixed)
 
 
 @pytest.mark.parametrize("longest", [1, 15, 16, 17, 128, 500, 16_000])

@@ -14,6 +14,7 @@ from engines.options import Batching
 from engines.proof.padding import Padding
 from loadtests.awaiting import Awaiting, submit
 from service.batching import quickness
+from service.batching.admission import Admission
 from service.batching.batch_sizes import BatchRules
 from service.batching.batcher import Batcher
 from service.batching.device import Device
@@ -34,7 +35,7 @@ async def batching(
     metrics: Metrics | None = None,
     device: Device | None = None,
     lengths: tuple[int, ...] = (),
-    fixed_rows: float | None = None,
+    times_s: tuple[float, ...] = (),
     **limits: int,
 ) -> AsyncIterator[Batcher]:
     batcher = Batcher(
@@ -45,7 +46,7 @@ async def batching(
             sizes=sizes,
             padding=PADDING if lengths else None,
             lengths=lengths,
-            fixed_rows=fixed_rows,
+            times_s=times_s,
         ),
         metrics=(metrics or Metrics()).of("m", "1"),
         device=device,
@@ -149,15 +150,19 @@ async def test_rows_gather_while_the_engine_runs() -> None:
     assert engine.batches == [(1, 2), (3, 2)]
 
 
+LINEAR = tuple(size / 10 for size in range(1, 9))
+FLAT = (0.1,) * 8
+
+
 @pytest.mark.parametrize(
-    ("fixed_rows", "batches"),
-    [(0.0, [(1, 2), (4, 2), (3, 2)]), (1000.0, [(1, 2), (7, 2)]), (None, [(1, 2), (7, 2)])],
+    ("times_s", "batches"),
+    [(LINEAR, [(1, 2), (4, 2), (3, 2)]), (FLAT, [(1, 2), (7, 2)]), ((), [(1, 2), (7, 2)])],
 )
 async def test_batches_are_evened_out_where_that_costs_nothing(
-    fixed_rows: float | None, batches: list[tuple[int, int]]
+    times_s: tuple[float, ...], batches: list[tuple[int, int]]
 ) -> None:
     engine = EchoEngine()
-    async with batching(engine, fixed_rows=fixed_rows) as batcher:
+    async with batching(engine, times_s=times_s) as batcher:
         first = await busy(engine, batcher)
         tasks = [submitted(batcher, value) for value in range(7)]
         await until(lambda: batcher.queue_rows == 7)
@@ -169,7 +174,7 @@ async def test_batches_are_evened_out_where_that_costs_nothing(
 
 async def test_batches_are_evened_out_over_the_lanes() -> None:
     engine = EchoEngine()
-    async with batching(engine, fixed_rows=0.0, device=Device(2)) as batcher:
+    async with batching(engine, times_s=LINEAR, device=Device(2)) as batcher:
         first, second = await busy(engine, batcher), await busy(engine, batcher)
         tasks = [submitted(batcher, value) for value in range(7)]
         await until(lambda: batcher.queue_rows == 7)
@@ -177,6 +182,43 @@ async def test_batches_are_evened_out_over_the_lanes() -> None:
         await asyncio.gather(first, second, *tasks)
     # (7 + 1 + 1) / 3, then (4 + 1 + 3) / 3 rounded up.
     assert sorted(engine.batches) == [(1, 2), (1, 2), (1, 2), (3, 2), (3, 2)]
+
+
+@pytest.mark.parametrize(("times_s", "left"), [(LINEAR, [False, False, False]), ((), [False, True, False])])
+async def test_the_pace_is_learned_from_batches_that_could_not_have_been_larger(
+    times_s: tuple[float, ...], left: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr(Admission, "learn", lambda _, batch: seen.append(batch.left_others))
+    engine = EchoEngine()
+    async with batching(engine, times_s=times_s) as batcher:
+        first = await busy(engine, batcher)
+        # 7 rows are 4 and 3 where batches are evened out; 10 are 8 and 2.
+        tasks = [submitted(batcher, value) for value in range(7 if times_s else 10)]
+        await until(lambda: batcher.inflight_requests == len(tasks) + 1)
+        engine.gate.set()
+        await asyncio.gather(first, *tasks)
+    assert seen == left
+
+
+async def test_batches_are_not_evened_out_with_those_before_a_rest() -> None:
+    engine = EchoEngine()
+    async with batching(engine, times_s=LINEAR) as batcher:
+        await submit(batcher, rows(1000))
+        await asyncio.gather(*(submit(batcher, rows(value)) for value in range(7)))
+    assert engine.batches == [(1, 2), (7, 2)]
+
+
+async def test_requests_of_several_rows_share_a_batch_that_they_make_larger_than_the_mean() -> None:
+    engine = EchoEngine()
+    async with batching(engine, times_s=LINEAR) as batcher:
+        first = await busy(engine, batcher)
+        tasks = [submitted(batcher, value, value, value) for value in range(2)]
+        await until(lambda: batcher.queue_rows == 6)
+        engine.gate.set()
+        await asyncio.gather(first, *tasks)
+    # The mean is 4.
+    assert engine.batches == [(1, 2), (6, 2)]
 
 
 async def test_one_full_batch_is_written_while_the_engine_runs() -> None:

@@ -59,6 +59,18 @@ async def test_fills_a_batch_to_the_last_row() -> None:
     assert len(queue.take(8)) == 8
 
 
+async def test_a_batch_is_closed_with_enough_rows() -> None:
+    queue = queued(*((ONE, waiting(2, float(i))) for i in range(4)))
+    assert sum(part.rows for part in queue.take(8, 3)) == 4
+    assert sum(part.rows for part in queue.take(8, 4)) == 4
+    assert queue.rows == 0
+
+
+async def test_enough_rows_are_no_more_than_fit() -> None:
+    queue = queued((ONE, waiting(2, 0.0)), (ONE, waiting(7, 1.0)))
+    assert [part.rows for part in queue.take(8, 3)] == [2]
+
+
 async def test_takes_a_first_part_of_any_size() -> None:
     queue = queued((ONE, waiting(9, 0.0)), (ONE, waiting(1, 1.0)))
     assert [part.rows for part in queue.take(1)] == [9]

@@ -16,7 +16,7 @@ def test_warm_up_runs_every_size_and_the_largest_twice() -> None:
     assert rules.sizes == (1, 2, 3, 4)
     assert sorted(shape[0] for shape in engine.batches[:5]) == [1, 2, 3, 4, 4]
     # Timed.
-    assert {shape[0] for shape in engine.batches[5:]} == {1, 4}
+    assert {shape[0] for shape in engine.batches[5:]} == {1, 2, 3, 4}
 
 
 def test_warm_up_begins_with_the_sizes_that_leave_the_smallest_gaps() -> None:
@@ -62,44 +62,44 @@ class HinderedEngine(TimedEngine):
         return sum(times_s) + sum(times_s[::3])
 
 
-@pytest.mark.parametrize(
-    ("fixed_s", "row_s", "rows"),
-    # A batch takes a tenth of a millisecond beside its time in the engine.
-    [(0.0009, 0.001, 1.0), (0.0, 0.001, 0.1), (0.0007, 0.0001, 8.0), (3.9999, 0.5, 8.0)],
-)
-def test_the_warm_up_tells_what_a_batch_costs_whatever_its_rows(
-    fixed_s: float, row_s: float, rows: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = TimedEngine(fixed_s, row_s)
-    monkeypatch.setattr("service.serving.warm_up.time.perf_counter", engine.now_s)
-    assert warm_up(engine, Batching(max_batch_rows=16), batchable=True).fixed_rows == pytest.approx(rows)
+def timing(
+    engine: TimedEngine, monkeypatch: pytest.MonkeyPatch, rows: int, budget_s: float = 5.0
+) -> list[float]:
+    """What the warm-up says of batches of 1 to `rows` rows, in seconds."""
+    for clock in ("perf_counter", "monotonic"):
+        monkeypatch.setattr(f"service.serving.warm_up.time.{clock}", engine.now_s)
+    rules = warm_up(engine, Batching(max_batch_rows=rows), batchable=True, budget_s=budget_s)
+    assert rules.sizes == tuple(range(1, rows + 1))
+    return list(rules.times_s)
+
+
+def test_the_warm_up_times_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    times_s = timing(TimedEngine(0.002, 0.001), monkeypatch, 8)
+    assert times_s == pytest.approx([0.003, 0.004, 0.005, 0.006, 0.007, 0.008, 0.009, 0.010])
 
 
 def test_runs_that_something_else_held_up_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = HinderedEngine(0.0009, 0.001)
-    monkeypatch.setattr("service.serving.warm_up.time.perf_counter", engine.now_s)
-    assert warm_up(engine, Batching(max_batch_rows=16), batchable=True).fixed_rows == pytest.approx(1.0)
+    assert timing(HinderedEngine(0.002, 0.001), monkeypatch, 4) == pytest.approx([0.003, 0.004, 0.005, 0.006])
 
 
-def test_a_slow_engine_is_timed_once_at_each_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = TimedEngine(1.0, 1.0)
-    monkeypatch.setattr("service.serving.warm_up.time.perf_counter", engine.now_s)
-    warm_up(engine, Batching(max_batch_rows=2), batchable=True)
-    assert [shape[0] for shape in engine.batches] == [2, 2, 1, 1, 2]
-
-
-def test_what_a_batch_costs_is_not_known_of_engines_that_do_not_take_longer_for_more_rows(
+def test_of_a_slow_engine_the_largest_and_the_smallest_size_are_timed_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    engine = TimedEngine(0.25, 0.0)
-    monkeypatch.setattr("service.serving.warm_up.time.perf_counter", engine.now_s)
-    assert warm_up(engine, Batching(max_batch_rows=4), batchable=True).fixed_rows is None
+    engine = TimedEngine(0.25, 0.25)
+    assert timing(engine, monkeypatch, 4, budget_s=60) == pytest.approx([0.5, 0.75, 1.0, 1.25])
+    assert [shape[0] for shape in engine.batches] == [4, 4, 1, 2, 3, 4, 1]
 
 
 def test_rows_that_may_not_share_a_batch_are_not_timed() -> None:
     engine = EchoEngine()
-    assert warm_up(engine, Batching(max_batch_rows=2), batchable=False).fixed_rows is None
+    assert warm_up(engine, Batching(max_batch_rows=2), batchable=False).times_s == ()
     assert len(engine.batches) == 3
+
+
+def test_a_single_size_is_not_timed() -> None:
+    engine = EchoEngine(fixed_rows=4)
+    assert warm_up(engine, Batching(max_batch_rows=4), batchable=True).times_s == ()
+    assert len(engine.batches) == 2
 
 
 def test_free_row_shapes_are_left_to_the_clients() -> None:
