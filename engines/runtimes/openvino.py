@@ -7,7 +7,6 @@ import re
 import sys
 import threading
 import types
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,9 +44,6 @@ _DTYPES = _COMPUTED_AS_INT32 | {
 }
 """Element types that numpy and OpenVINO share; bfloat16 and FP8 they do not."""
 
-MAX_STATIC_ENGINES = 48
-"""Engines of single batch shapes that are kept at the same time."""
-
 _CONFIG: Mapping[str, Any] = {
     # Else processors with bfloat16 run what is not quantized in it.
     "INFERENCE_PRECISION_HINT": "f32",
@@ -66,17 +62,16 @@ class OpenVINORuntime(Runtime):
     unsigned_activations = True
     takes_asymmetric = True
 
-    def __init__(self, *, static_shapes: bool = False, streams: int = 1) -> None:
+    def __init__(self, *, streams: int = 1) -> None:
         """Starts nothing yet.
+
+        Engines have free dimensions. Up to OpenVINO 2026.3, 8-bit convolutions of such crashed on most machines with
+        AMX (openvinotoolkit/openvino#37577). With 2026.4.1 none did on the one that was tried, where ResNet-50 compiled
+        for each batch size took a third more time and twice the memory.
 
         Args:
             streams: batches that an engine runs at the same time, each on its share of the threads.
-            static_shapes: whether each batch shape is compiled on its own rather than all in one engine with
-                free dimensions. With OpenVINO up to 2026.3, 8-bit convolutions of free dimensions crashed on most
-                machines with AMX (openvinotoolkit/openvino#37577). With 2026.4.1 none did on the one at hand, where
-                ResNet-50 compiled for each batch size took a third more time and twice the memory.
         """
-        self._static_shapes = static_shapes
         self._streams = streams
 
     def hardware_key(self) -> str:
@@ -111,9 +106,7 @@ class OpenVINORuntime(Runtime):
         weights = weights_path(model) if weights_path(model).is_file() else None
         # Reading such an engine back would cost as much memory and time as compiling it.
         kept = None if cache is None or weights else EngineCache(cache / self.hardware_key())
-        return _OpenVINOEngine(
-            _Program(content, config, kept, weights), *_specs(content), static_shapes=self._static_shapes
-        )
+        return _OpenVINOEngine(_Program(content, config, kept, weights), *_specs(content))
 
 
 def as_compiled(model: Path) -> bytes:
@@ -135,27 +128,20 @@ class _OpenVINOEngine(SharedBuffersEngine):
         program: "_Program",
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
-        *,
-        static_shapes: bool,
     ) -> None:
         super().__init__(inputs, outputs)
         self._program = program
-        self._static_shapes = static_shapes
-        # The least recently used first; one, under no shapes, where dimensions stay free.
-        self._compiled: OrderedDict[tuple[tuple[int, ...], ...], Any] = OrderedDict()
+        self._compiled: Any = program.compile({})
         # Compiled for single shapes beside the one of free dimensions, because that is faster.
         self._special: dict[tuple[tuple[int, ...], ...], Any] = {}
-        shapes = {spec.name: tuple(size or 1 for size in spec.shape) for spec in inputs}
-        # So that what cannot be compiled is found now. Free dimensions beside the batch may not take a 1.
-        self._compile({} if any(None in spec.item_shape for spec in inputs) else shapes)
 
     def _new_slot(self, buffers: Mapping[str, Array]) -> PlacedSlot:
         shapes = {name: buffer.shape for name, buffer in buffers.items()}
         try:
             self._program.check(shapes)
-            compiled = self._compile(shapes)
         except CompileError as error:
             raise EngineRunError(f"OpenVINO cannot run this batch: {error}") from error
+        compiled = self._special.get(tuple(shapes.values()), self._compiled)
         request = compiled.create_infer_request()
         ports = _positions(compiled.inputs)
         for name, buffer in buffers.items():
@@ -166,8 +152,6 @@ class _OpenVINOEngine(SharedBuffersEngine):
         return _OpenVINOSlot(request, buffers, {spec.name: outputs[spec.name] for spec in self.outputs})
 
     def specialise(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        if self._static_shapes:
-            return False
         self._special[tuple(shapes.values())] = self._program.compile(shapes)
         self.forget(shapes)
         return True
@@ -176,22 +160,9 @@ class _OpenVINOEngine(SharedBuffersEngine):
         self._special.pop(tuple(shapes.values()), None)
         self.forget(shapes)
 
-    def _compile(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
-        if (special := self._special.get(tuple(shapes.values()))) is not None:
-            return special
-        if not self._static_shapes:
-            shapes = {}
-        key = tuple(shapes.values())
-        if key not in self._compiled:
-            self._compiled[key] = self._program.compile(shapes)
-            if len(self._compiled) > MAX_STATIC_ENGINES:
-                self._compiled.popitem(last=False)
-        self._compiled.move_to_end(key)
-        return self._compiled[key]
-
     def close(self) -> None:
         super().close()
-        self._compiled.clear()
+        self._compiled = None
         self._special.clear()
         self._program.close()
 

@@ -28,9 +28,8 @@ from tests.unit.engines.onnx_graphs import conv_net, floats, image_rows, mlp, ve
 
 RUNTIMES: dict[str, Callable[[], Runtime]] = {
     "onnxruntime": ReferenceRuntime,
-    "openvino": lambda: OpenVINORuntime(static_shapes=False),
-    "openvino-static": lambda: OpenVINORuntime(static_shapes=True),
-    "openvino-streams": lambda: OpenVINORuntime(static_shapes=False, streams=2),
+    "openvino": OpenVINORuntime,
+    "openvino-streams": lambda: OpenVINORuntime(streams=2),
 }
 FAKED = {"tensorrt-10-fake": "10.16.1.11", "tensorrt-11-fake": "11.4.0.106"}
 """Our TensorRT runtime on a fake of TensorRT, pycuda and cuda-bindings: what it says to them, not what they do."""
