@@ -20,7 +20,8 @@ class Batch:
 
     parts: list[Part]
     slot: Slot
-    # Whether others still waited when it was formed.
+    # Whether others still waited when it was formed, for which it had no room. Of batches that could have been larger
+    # nothing is learned about the pace.
     left_others: bool
     # Filled in by `run`.
     started_s: float = 0.0

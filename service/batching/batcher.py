@@ -68,8 +68,7 @@ class Batcher:
         self._settled = asyncio.Event()
         # Batches that were handed over and have not come back: one for each lane held, and at most one ahead.
         self._running = 0
-        # The rows of the last ones, one for each lane.
-        self._recent: deque[int] = deque(maxlen=self._device.lanes)
+        self._recent: deque[int] = deque(maxlen=self._device.lanes)  # the rows of the last ones
         self._closing: asyncio.Task[None] | None = None
         self._flush_planned = False
         self._delay: asyncio.TimerHandle | None = None
@@ -207,8 +206,9 @@ class Batcher:
         else:
             request.parts = math.ceil(request.rows / most)
             for start in range(0, request.rows, most):
-                rows = min(most, request.rows - start)
-                self._queue.push(shapes, Part(request=request, start=start, rows=rows))
+                self._queue.push(
+                    shapes, Part(request=request, start=start, rows=min(most, request.rows - start))
+                )
         if not self._flush_planned and self._running <= self._turn.held:
             self._flush_planned = True
             self._loop.call_soon(self._flush)
@@ -240,8 +240,7 @@ class Batcher:
 
     def _dispatch(self, most: int) -> None:
         """Forms one batch, writes it into a slot and hands it over."""
-        waiting = self._queue.next_rows()
-        enough = self._rules.rows_now(waiting, self._recent)
+        enough = self._rules.rows_now(waiting := self._queue.next_rows(), self._recent)
         parts = self._queue.take(most, enough)
         if parts:
             try:
@@ -250,7 +249,6 @@ class Batcher:
                 logger.exception("a batch could not be written", extra=self._concerned(parts))
                 self._fail_all(parts, error)
             else:
-                # Smaller ones than there could have been tell nothing of the pace.
                 left_others = self._queue.rows > 0 and enough == min(waiting, self._rules.max_rows)
                 self._start(Batch(parts=parts, slot=slot, left_others=left_others))
         if self._running < self._turn.held:
