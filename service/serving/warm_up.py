@@ -21,7 +21,7 @@ WARM_UP_S = 5.0
 # Of each length there are some ten sizes to run: ten seconds for MiniLM on two cores that do nothing else.
 LENGTHS_WARM_UP_S = 60.0
 # Then sizes are timed for so long, ...
-_TIMING_S = 0.5
+_TIMING_S = 0.2
 # ... each in so many runs, unless these take too long.
 _TIMED_RUNS = 3
 _TIMED_S = 0.05
