@@ -1,9 +1,9 @@
 """Dynamic batching in front of one loaded engine.
 
 The event loop owns the queue; the engine runs in a thread of its own, or where that would cost more than it gains
-(`service.batching.quickness`) in the loop. An idle engine gets at once what is there; while it runs, rows gather, and
-a batch that is full is written into a second set of buffers, so that the engine goes on without a pause. Callers are
-called back: one that leaves does not touch its batch mates.
+(`service.batching.quickness`) in the loop. An idle engine gets at once what is there, or as much of it as evens batches
+out (`BatchRules.rows_now`); while it runs, rows gather, and a batch that is full is written into a second set of
+buffers, so that the engine goes on without a pause. Callers are called back: one that leaves touches no batch mate.
 """
 
 import asyncio
@@ -214,7 +214,7 @@ class Batcher:
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        """Hands batches to the engine: whatever is there for a free lane, a full one ahead while all are taken."""
+        """Hands batches to the engine: at once for a free lane, a full one ahead while all are taken."""
         self._flush_planned = False
         most = self._rules.max_rows if self._rules.batchable else 1
         while self._queue.rows and self._running <= self._turn.held:
