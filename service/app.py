@@ -71,7 +71,7 @@ class OctetApp(FastAPI):
     def begin(self, exchange: Exchange) -> bool:
         """Has a request answered without a task of its own where that is possible; else returns False.
 
-        That is inference with nothing to wait for but its batch: the request has come whole, and nobody watches it.
+        That is inference with nothing to wait for but its body and its batch, and nobody who watches it.
         """
         address = None if self.observer is not None else infer_address(exchange.scope["path"])
         if address is None:

@@ -1,4 +1,9 @@
-"""One batch: how its rows are written into an engine's buffers, and which outputs are whose."""
+"""One batch: how its rows are written into an engine's buffers, and which outputs are whose.
+
+To write a row is the only copy of a binary tensor on its way from the socket. A batch has its rows side by side, and
+whose they are is known only once they are whole: a client that stalls, received straight into its place, would hold up
+its batch or leave a hole in it.
+"""
 
 import time
 from collections.abc import Iterator

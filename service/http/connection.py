@@ -13,8 +13,9 @@ from uvicorn.server import ServerState
 from service.errors import ServiceError
 from service.http import refusals
 from service.http.answer_head import Header
+from service.http.asgi import Application, Message, Piece
 from service.http.body_reader import BodyReader, HeadReader
-from service.http.exchange import WAITING_BYTES, Application, Begin, Exchange, Message, Piece
+from service.http.exchange import WAITING_BYTES, Begin, Exchange
 from service.http.limits import Configuration, Pace
 from service.http.requests import MANY_PARSERS, NOBODY, PARSER_REST_S, RequestParser
 
@@ -27,18 +28,13 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "__weakref__", "_app_state", "_application", "_begins", "_body_bytes", "_current", "_fresh", "_in_head",
+        "__weakref__", "_app_state", "_application", "_begins", "_current", "_fresh", "_in_head",
         "_incoming", "_last_words", "_limits", "_loop", "_next", "_parser", "_reading_paused", "_receiving",
-        "_sending", "_server", "_since_s", "_transport", "_unparsed", "_writable", "_written_bytes", "congested",
+        "_sending", "_server", "_since_s", "_transport", "_unparsed", "_writable", "congested",
     )  # fmt: skip
 
     def __init__(
-        self,
-        *,
-        config: Configuration,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
+        self, *, config: Configuration, server_state: ServerState, app_state: dict[str, Any], **_loop: object
     ) -> None:
         self._application: Application = config.loaded_app
         # Of an application of ours; any other is run in a task.
@@ -46,7 +42,7 @@ class Connection(asyncio.Protocol):
         self._limits = config.limits
         self._server = server_state
         self._app_state = app_state
-        self._loop = _loop or asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         # From the first byte on; gone again where nothing follows a request for long.
         self._parser: RequestParser | None = None
@@ -62,7 +58,6 @@ class Connection(asyncio.Protocol):
         self._in_head = True
         # Since when the client has been owing what it owes now, by the loop's clock.
         self._since_s = 0.0
-        self._body_bytes = self._written_bytes = 0
         self._receiving, self._sending = Pace(), Pace()
         # Set once nothing that comes will be read any more; sent when what came before is answered.
         self._last_words: ServiceError | None = None
@@ -135,7 +130,7 @@ class Connection(asyncio.Protocol):
             self._set_reading(paused=True)
 
     def on_body(self, body: bytes, left: int) -> None:
-        self._body_bytes += len(body)
+        self._receiving.done_bytes += len(body)
         exchange = self._incoming
         if exchange is None or exchange.answered:
             return
@@ -150,11 +145,14 @@ class Connection(asyncio.Protocol):
             exchange.end()
             if exchange.answered:
                 self._finish(exchange)
+            elif exchange.gathers:
+                # Not from within the parser, which an answer may end.
+                self._loop.call_soon(exchange.hand_over)
 
     # What the exchange and the reader of its body call.
 
     def write(self, pieces: Sequence[Piece], size: int) -> None:
-        self._written_bytes += size
+        self._sending.done_bytes += size
         self._transport.writelines(pieces)
 
     async def drained(self) -> None:
@@ -174,7 +172,7 @@ class Connection(asyncio.Protocol):
         self._set_reading(paused=False)
 
     def body_progressed(self, size: int) -> None:
-        self._body_bytes += size
+        self._receiving.done_bytes += size
 
     def body_complete(self, size: int) -> None:
         self._transport.pause_reading()
@@ -229,7 +227,7 @@ class Connection(asyncio.Protocol):
         now_s, unsent = self._loop.time(), self._transport.get_write_buffer_size()
         if not unsent:
             self._sending.rest()
-        elif self._sending.stalls(self._written_bytes - unsent, now_s, self._limits):
+        elif self._sending.stalls(now_s, self._limits, unsent):
             self._transport.abort()
         if self._transport.is_closing() or self._reading_paused:
             self._receiving.rest()
@@ -257,7 +255,7 @@ class Connection(asyncio.Protocol):
         if followed and not (exchange.received or exchange.answered):
             return  # What follows is its body.
         self._fresh = None
-        begins = None if followed or not exchange.received else self._begins
+        begins = None if followed else self._begins
         if not exchange.answered and (begins is None or not exchange.begin(begins)):
             self._run(exchange)
 
@@ -323,7 +321,7 @@ class Connection(asyncio.Protocol):
         if incoming.answered:
             if now_s - self._since_s > self._limits.drop_s:
                 self._transport.close()
-        elif self._receiving.stalls(self._body_bytes, now_s, self._limits):
+        elif self._receiving.stalls(now_s, self._limits):
             self._end(refusals.slow_body(self._limits))
 
     def _check_head_time(self, now_s: float) -> None:

@@ -1,18 +1,16 @@
-"""One HTTP request and its answer, as an ASGI application sees them.
-
-https://asgi.readthedocs.io/en/latest/specs/www.html
-"""
+"""One HTTP request and its answer, as an application sees them."""
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from typing import Any, Protocol
 
 import numpy as np
 
 from service.errors import ServiceError
 from service.http.answer_head import CLOSE, Header, head_of
+from service.http.asgi import Application, Message, Piece
+from service.http.channel import Channel
 from service.http.responses import (
     INTERNAL,
     INTERNAL_CODE,
@@ -22,55 +20,26 @@ from service.http.responses import (
     error_headers,
     status_of,
 )
+from service.http.streamed_answer import StreamedAnswer
 from service.monitoring import request_ids
 
 logger = logging.getLogger(__name__)
 
-Message = MutableMapping[str, Any]
-Piece = bytes | memoryview
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Message, Receive, Send], Awaitable[None]]
 Begin = Callable[["Exchange"], bool]
-"""Has a request answered without a task where that is possible; else returns False and leaves it as it is."""
+"""Has a request answered without a task where that is possible; else returns False and leaves it as it is.
+
+Its body may be there, or still come: see `Exchange.whole_at_hand` and `Exchange.gather`.
+"""
+Then = Callable[[Piece | None], None]
+"""Takes a whole body; None where its client left before its end."""
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_BODILESS = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 # More of a body than this does not wait for the application; reading pauses.
 WAITING_BYTES = 1 << 16
 # Up to here copying costs less than a system call with several buffers.
 JOINED_BYTES = 1 << 16
-
-
-class Channel(Protocol):
-    """What an exchange needs of its connection."""
-
-    # Whether the client has yet to take most of what was written.
-    congested: bool
-
-    def write(self, pieces: Sequence[Piece], size: int) -> None:
-        """Sends these bytes, `size` in all, after all earlier ones."""
-
-    async def drained(self) -> None:
-        """Waits for the end of a congestion, or of the connection."""
-
-    def more(self) -> None:
-        """Asks for more of the body: reading may have been paused."""
-
-    def read_into(self, buffer: memoryview) -> None:
-        """Has what is missing of the body read into `buffer`, which it fills."""
-
-    def answered(self) -> None:
-        """Takes the news that the whole answer was written."""
-
-    def default_headers(self) -> list[Header]:
-        """Headers of every answer."""
-
-    def abort(self) -> None:
-        """Ends the connection at once."""
-
-    def ended(self, task: "asyncio.Task[None] | None") -> None:
-        """Takes the news that the task of an exchange is over."""
+# What is missing of a longer body is read straight into its place, for which the transport changes its protocol.
+_GATHERED_BYTES = 1 << 14
 
 
 class Exchange:
@@ -81,9 +50,8 @@ class Exchange:
     """
 
     __slots__ = (
-        "_changed", "_channel", "_chunked", "_expects_continue", "_handed_over", "_left_bytes", "_pieces",
-        "_start", "_started", "answered", "disconnected", "keep_alive", "received", "scope", "task",
-        "waiting_bytes",
+        "_changed", "_channel", "_expects_continue", "_handed_over", "_pieces", "_started", "_streamed", "_then",
+        "answered", "disconnected", "keep_alive", "received", "scope", "task", "waiting_bytes",
     )  # fmt: skip
 
     def __init__(self, channel: Channel, scope: Message, *, keep_alive: bool, expects_continue: bool) -> None:
@@ -104,18 +72,18 @@ class Exchange:
         self._pieces: list[Piece] = []
         self._handed_over = False
         self._changed: asyncio.Event | None = None
-        self._start: Message | None = None
+        # Who gets the body that is gathered.
+        self._then: Then | None = None
+        self._streamed: StreamedAnswer | None = None
+        # Whether something was written of the answer.
         self._started = False
-        self._chunked = False
-        # What is left to send of a body whose length was said.
-        self._left_bytes: int | None = None
 
     async def run(self, application: Application) -> None:
         """Has the application answer; whatever it does, the client gets an answer or the connection's end."""
         try:
             await application(self.scope, self.receive, self.send)
-        except Exception:
-            logger.exception("the application failed on %s", self.scope.get("path"))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
+            self._fail(error)
         finally:
             self._channel.ended(self.task)
         self._answer_failure()
@@ -124,10 +92,8 @@ class Exchange:
         """Has the application answer at once, as `Begin` has it; whatever it does, the client gets an answer."""
         try:
             return begin(self)
-        except Exception:
-            concerned = {"request_id": request_ids.of(self.scope).decode()}
-            logger.exception("the application failed on %s", self.scope.get("path"), extra=concerned)
-            self._answer_failure()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
+            self._fail(error)
             return True
 
     def refuse(self, error: ServiceError) -> None:
@@ -161,22 +127,39 @@ class Exchange:
         self._handed_over = True
         return self._taken()
 
+    def gather(self, size: int, then: Then) -> None:
+        """Has `then` called with the whole body, of `size` bytes by its Content-Length; not before this returns.
+
+        It must still be coming. No task waits for it meanwhile.
+        """
+        self._then = then
+        self._await_rest(size)
+
+    @property
+    def gathers(self) -> bool:
+        """Whether somebody waits for `hand_over`."""
+        return self._then is not None
+
+    def hand_over(self) -> None:
+        """Hands the body over that was gathered, or the news that there will be none."""
+        then, self._then = self._then, None
+        if then is None:
+            return
+        body = None
+        if self.received and not self.disconnected:
+            self._handed_over = True
+            body = self._taken()
+        try:
+            then(body)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
+            self._fail(error)
+
     async def read_whole(self, size: int) -> Piece | None:
         """The whole body, of `size` bytes by its Content-Length; None where the client left before its end.
 
-        Nothing may have been received of it. What has not come yet is read from the socket into the memory that
-        is returned.
+        Nothing may have been received of it.
         """
-        self._grant()
-        if not self.received and self.waiting_bytes < size and not self.disconnected:
-            # Not a bytearray, which would be filled with zeros first.
-            buffer = np.empty(size, np.uint8).data
-            come = 0
-            for piece in self._pieces:
-                buffer[come : come + len(piece)] = piece
-                come += len(piece)
-            self._pieces, self.waiting_bytes = [buffer], 0
-            self._channel.read_into(buffer[come:])
+        self._await_rest(size)
         while not self.received and not self.disconnected:
             await self._change()
         if self.disconnected:
@@ -187,18 +170,19 @@ class Exchange:
     async def send(self, message: Message) -> None:
         """Takes the start of the answer, then pieces of its body."""
         if message["type"] == "http.response.start":
-            if self._start is not None:
+            if self._streamed is not None:
                 raise RuntimeError("an answer was started twice.")
-            self._start = message
+            self._streamed = StreamedAnswer(message, self.scope)
             return
         if self.disconnected:
             return
-        if message["type"] != "http.response.body" or self._start is None or self.answered:
+        streamed = self._streamed
+        if message["type"] != "http.response.body" or streamed is None or self.answered:
             raise RuntimeError(f"{message['type']} was sent before the start or after the end of an answer.")
         if self._channel.congested:
             await self._channel.drained()
         if not self.disconnected:
-            self._write(message.get("body", b""), more=message.get("more_body", False))
+            self._write(streamed, message.get("body", b""), more=message.get("more_body", False))
 
     def answer_error(self, error: ServiceError) -> None:
         """Writes a whole answer that tells of an error."""
@@ -219,8 +203,7 @@ class Exchange:
             return
         self._started = True
         closes = CLOSE in headers
-        # A client that was not told to send its body sends it or not: what comes next has no known meaning.
-        self.keep_alive = self.keep_alive and not closes and (self.received or not self._expects_continue)
+        self.keep_alive = self._may_keep_alive() and not closes
         length = (b"content-length", b"%d" % sum(map(len, pieces)))
         ours = (length,) if self.keep_alive or closes else (length, CLOSE)
         head = head_of(status, (*self._channel.default_headers(), *headers, *ours))
@@ -251,6 +234,14 @@ class Exchange:
         self._pieces.clear()
         if self._changed is not None:
             self._changed.set()
+        if self._then is not None:
+            self.hand_over()
+
+    def _fail(self, error: Exception) -> None:
+        # Named here: what is begun without a task has no context of its own.
+        concerned = {"request_id": request_ids.of(self.scope).decode()}
+        logger.error("the application failed on %s", self.scope.get("path"), exc_info=error, extra=concerned)
+        self._answer_failure()
 
     def _answer_failure(self) -> None:
         """Answers where the application did not; one that has begun can only be broken off."""
@@ -265,22 +256,19 @@ class Exchange:
     def _error_headers(self) -> list[Header]:
         return [(b"content-type", JSON.encode()), (request_ids.HEADER, request_ids.of(self.scope))]
 
-    def _write(self, body: Piece, *, more: bool) -> None:
+    def _may_keep_alive(self) -> bool:
+        # A client that was not told to send its body sends it or not: what comes next has no known meaning.
+        return self.keep_alive and (self.received or not self._expects_continue)
+
+    def _write(self, streamed: StreamedAnswer, body: Piece, *, more: bool) -> None:
         pieces: list[Piece] = []
         if not self._started:
             self._started = True
-            pieces.append(self._head())
-        if self.scope["method"] == "HEAD":
-            self._left_bytes = None
-        elif self._chunked:
-            if body:
-                pieces += (b"%x\r\n" % len(body), body, b"\r\n")
-            if not more:
-                pieces.append(b"0\r\n\r\n")
-        else:
-            pieces.append(body)
-            self._account(len(body), more=more)
-        self._put(pieces)
+            head, self.keep_alive = streamed.head(
+                self._channel.default_headers(), keep_alive=self._may_keep_alive()
+            )
+            pieces.append(head)
+        self._put(pieces + streamed.body(body, more=more))
         if not more:
             self._complete()
 
@@ -297,36 +285,22 @@ class Exchange:
             self._changed.set()
         self._channel.answered()
 
-    def _head(self) -> bytes:
-        """The bytes before the body."""
-        start: Message = self._start or {}
-        status, closes = start["status"], False
-        headers = [*self._channel.default_headers(), *start.get("headers", ())]
-        for name, value in headers:
-            key = name.lower()
-            if key == b"content-length":
-                self._left_bytes = int(value)
-            elif key == b"connection":
-                closes = value.lower() == b"close"
-        # As in `answer`.
-        self.keep_alive = self.keep_alive and not closes and (self.received or not self._expects_continue)
-        if self._left_bytes is None and status not in _BODILESS:
-            # Otherwise the end of the connection is the end of the body.
-            self._chunked = self.scope["http_version"] == "1.1"
-            self.keep_alive = self.keep_alive and self._chunked
-            if self._chunked:
-                headers.append((b"transfer-encoding", b"chunked"))
-        if not self.keep_alive and not closes:
-            headers.append(CLOSE)
-        return head_of(status, headers)
-
-    def _account(self, size: int, *, more: bool) -> None:
-        """Holds a body to the Content-Length that went before it."""
-        if self._left_bytes is None:
+    def _await_rest(self, size: int) -> None:
+        """Has what is missing of the body come."""
+        self._grant()
+        if self.received or self.disconnected:
             return
-        self._left_bytes -= size
-        if self._left_bytes < 0 or (self._left_bytes and not more):
-            raise RuntimeError("the body of an answer is not as long as its Content-Length.")
+        if size <= _GATHERED_BYTES:
+            self._channel.more()
+            return
+        # Not a bytearray, which would be filled with zeros first.
+        buffer = np.empty(size, np.uint8).data
+        come = 0
+        for piece in self._pieces:
+            buffer[come : come + len(piece)] = piece
+            come += len(piece)
+        self._pieces, self.waiting_bytes = [buffer], 0
+        self._channel.read_into(buffer[come:])
 
     def _taken(self) -> Piece:
         """What waits, in one piece; it waits no more."""

@@ -36,23 +36,28 @@ class Configuration(Protocol):
 
 
 class Pace:
-    """Tells a transfer that stalls from one that is merely slow."""
+    """Counts the bytes of a transfer, and tells one that stalls from one that is merely slow."""
 
-    __slots__ = ("_bytes", "_since_s")
+    __slots__ = ("_bytes", "_since_s", "done_bytes")
 
     def __init__(self) -> None:
+        self.done_bytes = 0
         self._since_s: float | None = None
         self._bytes = 0
 
-    def stalls(self, done_bytes: int, now_s: float, limits: ConnectionLimits) -> bool:
-        """Whether less than the least speed was seen over a whole `stall_s` that ends now."""
+    def stalls(self, now_s: float, limits: ConnectionLimits, unsent_bytes: int = 0) -> bool:
+        """Whether less than the least speed was seen over a whole `stall_s` that ends now.
+
+        `unsent_bytes` are counted and have not gone yet.
+        """
+        gone_bytes = self.done_bytes - unsent_bytes
         if self._since_s is None:
-            self._since_s, self._bytes = now_s, done_bytes
+            self._since_s, self._bytes = now_s, gone_bytes
             return False
         if now_s - self._since_s < limits.stall_s:
             return False
-        stalls = done_bytes - self._bytes < limits.stall_s * limits.bytes_per_s
-        self._since_s, self._bytes = now_s, done_bytes
+        stalls = gone_bytes - self._bytes < limits.stall_s * limits.bytes_per_s
+        self._since_s, self._bytes = now_s, gone_bytes
         return stalls
 
     def rest(self) -> None:

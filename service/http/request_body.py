@@ -6,9 +6,10 @@ from typing import Self
 
 from service.batching.queue import DepartedError
 from service.errors import BadRequestError, ContentCodingError, TooLargeError
+from service.http.asgi import Receive
 from service.http.coding_threads import in_coding_thread
 from service.http.compression import CODINGS, decompressed
-from service.http.exchange import Exchange, Receive
+from service.http.exchange import Exchange
 from service.protocol import Buffer
 
 _JSON_BYTES = b"inference-header-content-length"
@@ -50,13 +51,6 @@ class BodyHeaders:
             json_bytes=_whole(found.get(_JSON_BYTES), "Inference-Header-Content-Length"),
             accept_encoding=found.get(b"accept-encoding", b""),
         )
-
-
-def body_at_hand(headers: BodyHeaders, exchange: Exchange) -> Buffer | None:
-    """The body where it is there already, in one piece and not compressed, as most are; else None."""
-    if headers.length and headers.coding is None:
-        return exchange.whole_at_hand()
-    return None
 
 
 async def read_body(headers: BodyHeaders, receive: Receive, max_bytes: int) -> Buffer:

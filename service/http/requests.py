@@ -8,7 +8,7 @@ import httptools
 
 from service.errors import BadRequestError, HeadTooLargeError, ServiceError
 from service.http.answer_head import Header
-from service.http.exchange import Message
+from service.http.asgi import Message
 
 # What the scopes of all requests have in common.
 _SCOPE = {

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import uvicorn
 
+from service.http.asgi import Application
 from service.http.connection import Connection
-from service.http.exchange import Application
 from service.http.limits import ConnectionLimits
 from service.processes import memory
 from service.processes.spare_memory import SpareMemory

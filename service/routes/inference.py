@@ -4,18 +4,22 @@ It is dispatched before FastAPI: neither routing tables nor dependency resolutio
 inference request, which makes it some three times cheaper. One that has come whole needs no task either.
 """
 
+import asyncio
 import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from service.batching.queue import DepartedError
 from service.errors import ServiceError
-from service.http.exchange import JOINED_BYTES, Exchange, Message, Receive, Send
-from service.http.request_body import BodyHeaders, body_at_hand, read_body
+from service.http.asgi import Message, Receive, Send
+from service.http.exchange import JOINED_BYTES, Exchange
+from service.http.request_body import BodyHeaders, read_body
 from service.http.responses import error_body
 from service.monitoring import request_ids
 from service.monitoring.metrics import Metrics, Outcome
 from service.monitoring.timeline import TIMELINE
+from service.protocol import Buffer
 from service.routes.inference_call import (
     JSON_TYPE,
     Answer,
@@ -76,11 +80,12 @@ class InferenceHandler:
             server_timing=settings.server_timing,
             retiring=lambda: deployments.retiring,
         )
+        self._late: set[asyncio.Task[None]] = set()
 
     def begin(self, address: Address, exchange: Exchange) -> bool:
-        """Has a request answered that needs nothing to be waited for but its batch, as most; else returns False.
+        """Has a request answered that needs nothing to be waited for but its body and its batch; else returns False.
 
-        Its body is there, as it is, and so is an engine.
+        That is so for most: there is an engine, and the body has a length and is not compressed.
         """
         started_s = time.perf_counter()
         scope = exchange.scope
@@ -91,11 +96,41 @@ class InferenceHandler:
             headers = BodyHeaders.of(scope["headers"], self._max_body_bytes)
         except ServiceError:
             return False
-        body = body_at_hand(headers, exchange)
-        if body is None:
+        if not headers.length or headers.coding is not None:
             return False
-        Call(exchange, deployment, self._rules, request_ids.of(scope), started_s).begin(headers, body)
+        body = exchange.whole_at_hand()
+        if body is None and exchange.received:
+            return False
+        call = Call(exchange, deployment, self._rules, request_ids.of(scope), started_s)
+        if body is not None:
+            call.begin(headers, body)
+        else:
+            exchange.gather(headers.length, functools.partial(self._go_on, call, address, headers))
         return True
+
+    def _go_on(self, call: Call, address: Address, headers: BodyHeaders, body: Buffer | None) -> None:
+        """Has a call begin whose body came after it."""
+        if body is None:
+            call.failed(DepartedError())
+            return
+        # Again: the body may have taken long enough for another version to take over.
+        deployment = self._deployments.get(address.model, address.version)
+        if deployment is not None:
+            call.deployment = deployment
+            call.begin(headers, body)
+            return
+        late = asyncio.get_running_loop().create_task(self._begin_late(call, address, headers, body))
+        self._late.add(late)
+        late.add_done_callback(self._late.discard)
+
+    async def _begin_late(self, call: Call, address: Address, headers: BodyHeaders, body: Buffer) -> None:
+        """Has a call begin whose version went out of memory while its body came."""
+        try:
+            call.deployment = await self._deployments.obtain(address.model, address.version)
+        except Exception as error:  # noqa: BLE001 - the last handler: every request gets an answer
+            call.failed(error)
+        else:
+            call.begin(headers, body)
 
     async def __call__(self, address: Address, scope: Message, receive: Receive, send: Send) -> None:
         """Answers any request, whatever it has to wait for; whatever goes wrong becomes its error body."""

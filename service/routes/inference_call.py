@@ -16,9 +16,9 @@ from engines.model.tensors import Array
 from service.batching.queue import DepartedError
 from service.errors import ServiceError
 from service.http.answer_head import CLOSE, Header
+from service.http.asgi import Piece
 from service.http.coding_threads import in_coding_thread
 from service.http.compression import accepted, compressed
-from service.http.exchange import Piece
 from service.http.request_body import INLINE_BYTES, BodyHeaders
 from service.http.responses import BINARY, JSON, body_of, part_with_frames, retry_after_s, status_of
 from service.monitoring import request_ids

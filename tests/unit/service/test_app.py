@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from service.access.keys import Quotas, new_key
 from service.access.scopes import Scope
 from service.errors import NotReadyError, ServiceError
-from service.routes.inference import Address, departure_of, infer_address
+from service.routes.inference import Address, InferenceHandler, departure_of, infer_address
 from tests.unit.service.echo_engine import POISON
 from tests.unit.service.live_server import (
     LiveServer,
@@ -249,6 +249,51 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_is_counted(tmp_pat
         labels = {"model": "echo", "version": "1", "outcome": "cancelled"}
         await until(lambda: metric(server, "octet_requests_total", **labels) == 1)
         assert server.engine.batches == []
+
+
+async def test_a_request_needs_no_task_whether_its_body_comes_with_its_head_or_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run(*_: Any) -> None:
+        pytest.fail("a task was begun for it")
+
+    async with serving(tmp_path) as server:
+        monkeypatch.setattr(InferenceHandler, "__call__", run)
+        reader, writer = await server.connect()
+        sent = request("POST", "/v2/models/echo/infer", echo_body(7))
+        for cut in (len(sent), len(sent) - len(echo_body(7)), len(sent) - 5):
+            writer.write(sent[:cut])
+            await asyncio.sleep(0.02)
+            writer.write(sent[cut:])
+            assert (await read_reply(reader)).json["outputs"][1]["data"] == [7]
+        writer.close()
+
+
+async def test_a_model_that_goes_out_of_memory_while_a_body_comes_is_loaded_for_it(tmp_path: Path) -> None:
+    async with serving(tmp_path, settings={"idle_unload_s": 0.3}) as server:
+        reader, writer = await server.connect()
+        sent = request("POST", "/v2/models/echo/infer", echo_body(7))
+        writer.write(sent[:-5])
+        await until(lambda: server.context.deployments.get("echo") is None)
+        writer.write(sent[-5:])
+        reply = await read_reply(reader)
+        assert (reply.status, reply.json["outputs"][1]["data"]) == (200, [7])
+        writer.close()
+
+
+async def test_a_model_that_is_put_away_while_a_body_comes_says_so(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        reader, writer = await server.connect()
+        sent = request("POST", "/v2/models/echo/infer", echo_body(7))
+        writer.write(sent[:-5])
+        await asyncio.sleep(0.05)
+        server.context.deployments.put_away("echo")
+        writer.write(sent[-5:])
+        reply = await read_reply(reader)
+        assert (reply.status, reply.json["code"]) == (503, NotReadyError.code)
+        writer.write(request("POST", "/v2/models/echo/infer", echo_body(7)))
+        assert (await read_reply(reader)).status == 503
+        writer.close()
 
 
 def test_a_server_that_hides_its_clients_is_not_asked() -> None:

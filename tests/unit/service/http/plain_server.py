@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.http.exchange import Application, Exchange, Message, Receive, Send
+from service.http.asgi import Application, Message, Receive, Send
+from service.http.exchange import Exchange
 from service.http.limits import ConnectionLimits
 from service.http.server import HttpConfig, HttpServer
 from tests.unit.service.live_server import until

@@ -2,12 +2,16 @@
 
 import asyncio
 import contextlib
+import functools
+import gc
 import random
 import re
+import weakref
 
 import pytest
 
-from service.http.exchange import Exchange, Message, Receive, Send
+from service.http.asgi import Message, Receive, Send
+from service.http.exchange import Exchange
 from tests.unit.service.http.plain_server import PlainServer, answer, plain_server
 from tests.unit.service.live_server import Reply, read_reply, request, until
 
@@ -376,6 +380,8 @@ class Beginner:
         self.begun: list[str] = []
         self.run: list[str] = []
         self.waiting: list[Exchange] = []
+        # The clients that left while their bodies came.
+        self.left: list[str] = []
 
     def begin(self, exchange: Exchange) -> bool:
         path = exchange.scope["path"]
@@ -386,9 +392,21 @@ class Beginner:
         self.begun.append(path)
         if path == "/later":
             self.waiting.append(exchange)
+        elif not exchange.received:
+            length = int(dict(exchange.scope["headers"])[b"content-length"])
+            exchange.gather(length, functools.partial(self.gathered, exchange))
         else:
             self.answer(exchange)
         return True
+
+    def gathered(self, exchange: Exchange, body: bytes | memoryview | None) -> None:
+        path = exchange.scope["path"]
+        if body is None:
+            self.left.append(path)
+        elif path == "/raises-then":
+            raise KeyError("a secret")
+        else:
+            exchange.answer(200, [(b"x-path", path.encode())], [bytes(body)])
 
     def answer(self, exchange: Exchange) -> None:
         body = bytes(exchange.whole_at_hand() or b"none")
@@ -420,19 +438,133 @@ async def test_a_request_that_the_application_does_not_begin_is_run_in_a_task() 
         assert app.begun == []
 
 
-async def test_a_request_whose_body_is_still_coming_is_run_in_a_task() -> None:
+async def test_a_request_whose_body_is_still_coming_is_run_in_a_task_where_the_application_does_not_begin_it() -> (
+    None
+):
+    app = Beginner()
+    async with plain_server(app) as server:
+        reader, writer = await server.connect()
+        sent = request("POST", "/task", b"abcdef")
+        writer.write(sent[:-3])
+        await until(lambda: app.run == ["/task"])
+        writer.write(sent[-3:])
+        assert (await read_reply(reader)).body == b"task abcdef"
+        assert app.begun == []
+        writer.close()
+
+
+@pytest.mark.parametrize("size", [2, 16_384, 16_385, 65_536, 65_537, 700_000])
+@pytest.mark.parametrize("head", ["alone", "with some of the body", "with most of the body"])
+async def test_a_body_that_comes_after_its_head_is_gathered_without_a_task(size: int, head: str) -> None:
+    app, body = Beginner(), random.Random(size).randbytes(size)
+    sent = request("POST", "/now", body)
+    bodyless = len(sent) - size
+    cut = {"alone": bodyless, "with some of the body": bodyless + 1, "with most of the body": len(sent) - 1}[
+        head
+    ]
+    async with plain_server(app) as server:
+        reader, writer = await server.connect()
+        # Twice: what a large body leaves behind must not harm the next.
+        for count in (1, 2):
+            writer.write(sent[:cut])
+            await until(lambda count=count: len(app.begun) == count)  # type: ignore[misc]
+            writer.write(sent[cut:])
+            assert (await read_reply(reader)).body == body
+        assert app.run == []
+        writer.close()
+
+
+async def test_what_follows_a_gathered_body_waits_for_its_answer() -> None:
     app = Beginner()
     async with plain_server(app) as server:
         reader, writer = await server.connect()
         sent = request("POST", "/now", b"abcdef")
         writer.write(sent[:-3])
-        await until(lambda: app.run == ["/now"])
-        writer.write(sent[-3:])
-        assert (await read_reply(reader)).body == b"task abcdef"
-        # The next one, which comes whole, is begun.
-        writer.write(request("POST", "/now", b"gh"))
-        assert (await read_reply(reader)).body == b"gh"
-        assert app.begun == ["/now"]
+        await until(lambda: app.begun == ["/now"])
+        writer.write(sent[-3:] + request("POST", "/task", b"gh") + request("POST", "/now", b"ij"))
+        bodies = [(await read_reply(reader)).body for _ in range(3)]
+        assert bodies == [b"abcdef", b"task gh", b"task ij"]
+        writer.close()
+
+
+async def test_what_follows_a_gathered_body_whose_answer_ends_the_connection_is_not_begun() -> None:
+    app = Beginner()
+    async with plain_server(app) as server:
+        reader, writer = await server.connect()
+        sent = request("POST", "/now", b"abcdef", CLOSE)
+        writer.write(sent[:-3])
+        await until(lambda: app.begun == ["/now"])
+        writer.write(sent[-3:] + request("POST", "/now", b"gh"))
+        assert (await reader.read()).count(b"HTTP/1.1 200") == 1
+        assert (app.begun, app.run) == (["/now"], [])
+        writer.close()
+
+
+@pytest.mark.parametrize("size", [100, 700_000])
+async def test_who_gathers_a_body_is_told_that_its_client_has_left(size: int) -> None:
+    app = Beginner()
+    async with plain_server(app) as server:
+        gc.disable()
+        try:
+            _, writer = await server.connect()
+            writer.write(request("POST", "/now", b"x" * size)[:-50])
+            await until(lambda: app.begun == ["/now"])
+            (connection,) = [weakref.ref(one) for one in server.server.server_state.connections]
+            writer.close()
+            await until(lambda: app.left == ["/now"])
+            await until(lambda: connection() is None)
+        finally:
+            gc.enable()
+        assert (app.left, app.run) == (["/now"], [])
+
+
+async def test_a_client_that_leaves_once_its_body_is_whole_is_told_of_once() -> None:
+    app = Beginner()
+    async with plain_server(app) as server:
+        _, writer = await server.connect()
+        sent = request("POST", "/now", b"abcdef")
+        writer.write(sent[:-3])
+        await until(lambda: app.begun == ["/now"])
+        (connection,) = server.server.server_state.connections
+        # In the same turn of the loop: before the body is handed over, the connection is gone.
+        connection.data_received(sent[-3:])
+        connection.connection_lost(None)
+        await asyncio.sleep(0.02)
+        assert app.left == ["/now"]
+        writer.close()
+
+
+async def test_a_gathered_body_that_stalls_is_told_so_and_closed() -> None:
+    app = Beginner()
+    async with plain_server(app, stall_s=0.3) as server:
+        raw = await server.exchange(request("POST", "/now", b"abc", {"Content-Length": "100"}))
+        assert b" 408 " in raw.partition(b"\r\n")[0]
+        assert (app.left, app.run) == (["/now"], [])
+
+
+async def test_a_client_may_ask_whether_to_send_a_body_that_is_gathered() -> None:
+    app = Beginner()
+    async with plain_server(app) as server:
+        reader, writer = await server.connect()
+        head = request("POST", "/now", headers={"Content-Length": "3", "Expect": "100-continue"})
+        writer.write(head)
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(b"abc")
+        assert (await read_reply(reader)).body == b"abc"
+        writer.close()
+
+
+async def test_an_application_that_fails_once_it_has_the_body_answers_500_without_its_words() -> None:
+    app = Beginner()
+    async with plain_server(app) as server:
+        reader, writer = await server.connect()
+        sent = request("POST", "/raises-then", b"abc")
+        writer.write(sent[:-1])
+        await until(lambda: app.begun == ["/raises-then"])
+        writer.write(sent[-1:] + request("POST", "/task", b"next"))
+        reply = await read_reply(reader)
+        assert (reply.status, b"secret" in reply.body) == (500, False)
+        assert (await read_reply(reader)).body == b"task next"
         writer.close()
 
 

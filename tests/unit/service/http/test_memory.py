@@ -41,7 +41,7 @@ async def test_nor_does_the_body_of_a_client_that_left_wait_for_it(path: str) ->
             writer.write(request("POST", path, b"x" * 700_000)[:-100_000])
             await until(lambda: server.connections == 1)
             connections = cast("set[Connection]", server.server.server_state.connections)
-            await until(lambda: sum(one._body_bytes for one in connections) > 500_000)
+            await until(lambda: sum(one._receiving.done_bytes for one in connections) > 500_000)
             (connection,) = [weakref.ref(one) for one in connections]
             writer.close()
             await until(lambda: connection() is None)
