@@ -56,6 +56,7 @@ class Server(HttpServer):
         self._retired_s: float | None = None
         # How long the end may take before the process is ended; None where others live in the same process.
         self.ends_within_s: float | None = None
+        self.last_call_s = _LAST_CALL_S
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Takes a signal: from the first one on this server gets no new work, at the second it ends."""
@@ -71,7 +72,7 @@ class Server(HttpServer):
         if self._retired_s is not None:
             waited_s = time.monotonic() - self._retired_s
             # No limit but the deadlines of what was admitted: a version may allow its requests an hour.
-            self.should_exit |= not self._deployments.inflight_requests and waited_s > _LAST_CALL_S
+            self.should_exit |= not self._deployments.inflight_requests and waited_s > self.last_call_s
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -85,7 +86,7 @@ class Server(HttpServer):
             server.close()
         listening.close(sockets or ())
         # Who has just connected is told as well, before its connection ends.
-        await asyncio.sleep(_LAST_CALL_S)
+        await asyncio.sleep(self.last_call_s)
         await super().shutdown(sockets)
 
     @contextlib.contextmanager

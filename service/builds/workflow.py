@@ -32,6 +32,8 @@ STEPS = 1
 then begin again. dbos would otherwise derive it from the source and from its own release, and strand every unfinished
 build at each change of either."""
 
+_LISTEN_POLL_S = 60.0
+"""Nobody waits for what dbos would hear."""
 _QUEUE_POLL_S = 0.2
 _SHARED_QUEUE_POLL_S = 1.0
 """Every worker asks the same database."""
@@ -116,7 +118,7 @@ class BuildQueue:
             "log_level": "WARNING",
             # Builds are waited for by nobody inside of dbos: no connection has to listen for their ends.
             "use_listen_notify": False,
-            "notification_listener_polling_interval_sec": 60.0,
+            "notification_listener_polling_interval_sec": _LISTEN_POLL_S,
         }
         if not self._url.startswith("sqlite"):
             config["db_engine_kwargs"] = checked_arguments() | {"max_overflow": _MORE_CONNECTIONS}

@@ -30,6 +30,12 @@ pytestmark = pytest.mark.skipif(
     platform.machine() not in {"x86_64", "AMD64"}, reason="only x86 processors have AVX2 to fall back to"
 )
 
+# How samples are cut, what files are there, what is said.
+NO_KERNELS = (
+    "labels_put", "bytes_are_the_same", "writes_the_same_bytes", "earlier_build", "progress_names", "bad_input",
+    "missing_or_changed", "chosen_on_the_verify_rows",
+)  # fmt: skip
+
 BUILD_WITH_BITS = """
 import json, sys
 from pathlib import Path
@@ -93,13 +99,16 @@ def answer(script: str, *arguments: Path) -> dict[str, object]:
 
 @pytest.mark.timeout(300)
 def test_the_whole_pipeline_holds_without_vnni() -> None:
-    """The tests of `test_pipeline` pass, with 7-bit weights."""
+    """The tests of `test_pipeline` pass, with 7-bit weights, but for those of what no kernel has a part in."""
     module = Path(__file__).with_name("test_pipeline.py")
-    done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(module))
+    done = run(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", f"not ({' or '.join(NO_KERNELS)})", str(module)
+    )
     assert done.returncode == 0, done.stdout[-4000:]
-    passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed is not None
-    assert int(passed[1]) > 30
+    found = re.search(r"(\d+) passed, (\d+) deselected", done.stdout)
+    assert found is not None
+    assert int(found[1]) > 25
+    assert int(found[2]) > len(NO_KERNELS)
 
 
 @pytest.fixture

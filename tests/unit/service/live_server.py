@@ -111,9 +111,13 @@ async def serving(
     engine: EchoEngine | None = None,
     max_body_bytes: int = 1 << 20,
     settings: Mapping[str, Any] | None = None,
+    last_call: bool = False,
     **batching: int,
 ) -> AsyncIterator[LiveServer]:
-    """A server that serves the model `echo`; `settings` are further ones."""
+    """A server that serves the model `echo`; `settings` are further ones.
+
+    Without a `last_call` it ends at once, though others might have just connected.
+    """
     engine = engine or EchoEngine()
     first = iter([engine])
 
@@ -138,6 +142,8 @@ async def serving(
         context: Context = app.state.octet
         publish(context, "echo", Batching(**{"max_batch_rows": 8, **batching}))
         server = Server(configured(app, host="127.0.0.1", port=port), app)
+        if not last_call:
+            server.last_call_s = 0.0
         running = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             await until(lambda: server.started and context.deployments.ready)

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from dbos import DBOS
 
 from engines.options import BuildOptions
+from service.builds import workflow
 from service.builds.leases import LEASE_S, Leases
 from service.builds.run import Builder
 from service.builds.workflow import BuildQueue
@@ -24,8 +25,10 @@ def breaks(build_id: str, claim: int) -> Any:
 
 
 @pytest.fixture
-def queue(catalog: Catalog, tmp_path: Path) -> Iterator[BuildQueue]:
+def queue(catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[BuildQueue]:
     """A queue whose builds cannot be carried out, for a reason that nobody has thought of."""
+    # dbos ends only once its listener has come round.
+    monkeypatch.setattr(workflow, "_LISTEN_POLL_S", 0.05)
     leases = Leases(catalog, worker="a", hardware="cpu-x")
     leases.beat()
     builder = cast("Builder", SimpleNamespace(run=breaks, catalog=catalog))

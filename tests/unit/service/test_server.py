@@ -41,7 +41,7 @@ async def test_a_request_is_answered_however_long_ago_the_signal_came(
     later_s = 0.0
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + later_s)
     monkeypatch.setattr("service.server.time", clock)
-    async with serving(tmp_path, timeout_ms=3_600_000) as live:
+    async with serving(tmp_path, last_call=True, timeout_ms=3_600_000) as live:
         admitted = await under_way(live)
         live.server.handle_exit(signal.SIGTERM, None)
         later_s = 3599.0
@@ -53,7 +53,7 @@ async def test_a_request_is_answered_however_long_ago_the_signal_came(
 
 
 async def test_a_request_that_is_not_answered_in_time_holds_the_end_up_no_longer(tmp_path: Path) -> None:
-    async with serving(tmp_path, timeout_ms=500) as live:
+    async with serving(tmp_path, last_call=True, timeout_ms=500) as live:
         admitted = await under_way(live)
         live.server.handle_exit(signal.SIGTERM, None)
         assert (await admitted).status == 504
@@ -63,7 +63,7 @@ async def test_a_request_that_is_not_answered_in_time_holds_the_end_up_no_longer
 async def test_a_request_of_a_version_that_was_unloaded_meanwhile_is_answered_before_the_end(
     tmp_path: Path,
 ) -> None:
-    async with serving(tmp_path) as live:
+    async with serving(tmp_path, last_call=True) as live:
         admitted = await under_way(live)
         live.context.deployments.put_away("echo")
         await until(lambda: live.context.deployments.get("echo") is None)
