@@ -1,7 +1,7 @@
 """`POST /v2/models/{name}[/versions/{version}]/infer`: begun where the request came, or a bare ASGI handler.
 
 It is dispatched before FastAPI: neither routing tables nor dependency resolution nor pydantic see an
-inference request, which makes it some three times cheaper. One that has come whole needs no task either.
+inference request, which makes it some three times cheaper. Most need no task either.
 """
 
 import asyncio

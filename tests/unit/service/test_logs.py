@@ -133,6 +133,9 @@ def test_errors_that_nobody_catches_are_logged_too(stream: io.StringIO) -> None:
     assert at_end["exception"] == "ValueError: late"
 
 
-def test_names_of_files_that_are_no_unicode_can_be_logged(stream: io.StringIO) -> None:
+def test_names_of_files_that_are_no_unicode_can_be_logged() -> None:
+    stream = io.StringIO()
+    # Here, in place of the handlers that pytest has just set: its processes cannot tell each other such names.
+    configure_logging("server", stream)
     logging.getLogger("service").warning("cannot read %s", os.fsdecode(b"caf\xe9"))
     assert lines(stream)[0]["message"] == os.fsdecode(b"cannot read caf\xe9")
