@@ -15,9 +15,9 @@ demo: setup
 serve: setup
 	@$(BIN)/python -m examples.serve
 
-# Two files of tests at a time: most of them wait for one process of their own, and start it.
+# In two processes; tests/conftest.py says which has what.
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest --numprocesses 2
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .

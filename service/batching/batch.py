@@ -1,8 +1,8 @@
 """One batch: how its rows are written into an engine's buffers, and which outputs are whose.
 
-To write a row is the only copy of a binary tensor on its way from the socket. A batch has its rows side by side, and
-whose they are is known only once they are whole: a client that stalls, received straight into its place, would hold up
-its batch or leave a hole in it.
+A large body is read from the socket into memory of its own, and to write its rows here is their only copy. A batch
+has its rows side by side, and whose they are is known only once they are whole: a client that stalls, received straight
+into its place, would hold up its batch or leave a hole in it.
 """
 
 import time
@@ -52,6 +52,14 @@ class Batch:
         except Exception as error:  # noqa: BLE001 - whatever it is
             self.error = error
         self.ended_s = time.perf_counter()
+
+    def taken_error(self) -> Exception | None:
+        """The error, which is here no more: its traceback refers back here.
+
+        Together they would wait for the garbage collector, and with them the bodies of all callers.
+        """
+        error, self.error = self.error, None
+        return error
 
 
 def written(engine: Engine, rules: BatchRules, parts: list[Part]) -> Slot:

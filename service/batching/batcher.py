@@ -291,7 +291,7 @@ class Batcher:
             self._recent.clear()
         self._count(batch, compute_s)
         if batch.outputs is None:
-            self._fail_all(batch.parts, batch.error)
+            self._fail_all(batch.parts, batch.taken_error())
             return
         for part, outputs in shares(self._rules, batch.parts, batch.outputs):
             try:

@@ -8,6 +8,7 @@ from typing import Any
 
 Message = MutableMapping[str, Any]
 Piece = bytes | memoryview
+"""Of a body. ASGI has bytes alone; octet's own answers are sent from where they were computed."""
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]

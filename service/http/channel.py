@@ -2,10 +2,13 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from service.http.answer_head import Header
 from service.http.asgi import Piece
+
+if TYPE_CHECKING:
+    from service.http.exchange import Exchange
 
 
 class Channel(Protocol):
@@ -25,6 +28,9 @@ class Channel(Protocol):
 
     def read_into(self, buffer: memoryview) -> None:
         """Has what is missing of the body read into `buffer`, which it fills."""
+
+    def run(self, exchange: "Exchange") -> None:
+        """Has the application answer in a task."""
 
     def answered(self) -> None:
         """Takes the news that the whole answer was written."""

@@ -34,7 +34,12 @@ class Connection(asyncio.Protocol):
     )  # fmt: skip
 
     def __init__(
-        self, *, config: Configuration, server_state: ServerState, app_state: dict[str, Any], **_loop: object
+        self,
+        *,
+        config: Configuration,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: object = None,
     ) -> None:
         self._application: Application = config.loaded_app
         # Of an application of ours; any other is run in a task.
@@ -98,7 +103,7 @@ class Connection(asyncio.Protocol):
         self._unparsed = b""
         self.resume_writing()
         # They refer back here, and are not used any more: memory shall not wait for the garbage collector.
-        self._current = self._incoming = None
+        self._current = self._incoming = self._last_words = None
         if self._parser is not None:
             self._parser.close()
             self._parser = None
@@ -145,9 +150,6 @@ class Connection(asyncio.Protocol):
             exchange.end()
             if exchange.answered:
                 self._finish(exchange)
-            elif exchange.gathers:
-                # Not from within the parser, which an answer may end.
-                self._loop.call_soon(exchange.hand_over)
 
     # What the exchange and the reader of its body call.
 
@@ -188,6 +190,12 @@ class Connection(asyncio.Protocol):
         self.data_received(data)
         if not (self._reading_paused or self._transport.is_closing()):
             self._transport.resume_reading()
+
+    def run(self, exchange: Exchange) -> None:
+        task = self._loop.create_task(exchange.run(self._application))
+        # The loop itself keeps no task alive; the server waits for these before it ends.
+        self._server.tasks.add(task)
+        exchange.task = task
 
     def answered(self) -> None:
         exchange = self._current
@@ -257,14 +265,7 @@ class Connection(asyncio.Protocol):
         self._fresh = None
         begins = None if followed else self._begins
         if not exchange.answered and (begins is None or not exchange.begin(begins)):
-            self._run(exchange)
-
-    def _run(self, exchange: Exchange) -> None:
-        """Has the application answer in a task."""
-        task = self._loop.create_task(exchange.run(self._application))
-        # The loop itself keeps no task alive; the server waits for these before it ends.
-        self._server.tasks.add(task)
-        exchange.task = task
+            self.run(exchange)
 
     def _finish(self, exchange: Exchange) -> None:
         """Goes on after an exchange that is over."""
@@ -283,7 +284,7 @@ class Connection(asyncio.Protocol):
         if self._next:
             self._current = self._next.pop(0)
             # In a task even where it could be begun at once: many of them would nest their answers too deep.
-            self._run(self._current)
+            self.run(self._current)
             self._parse()
         elif self._last_words is not None:
             self._current = Exchange(self, dict(NOBODY), keep_alive=False, expects_continue=False)

@@ -30,16 +30,18 @@ Begin = Callable[["Exchange"], bool]
 
 Its body may be there, or still come: see `Exchange.whole_at_hand` and `Exchange.gather`.
 """
-Then = Callable[[Piece | None], None]
-"""Takes a whole body; None where its client left before its end."""
+Then = Callable[[Piece | None], bool]
+"""Takes a whole body, or None where its client left before its end; returns False where a task has to go on with it."""
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # More of a body than this does not wait for the application; reading pauses.
 WAITING_BYTES = 1 << 16
 # Up to here copying costs less than a system call with several buffers.
 JOINED_BYTES = 1 << 16
-# What is missing of a longer body is read straight into its place, for which the transport changes its protocol.
-_GATHERED_BYTES = 1 << 14
+# Where more is missing of a body it is read straight into its place, for which the transport changes its protocol.
+_IN_PLACE_BYTES = 1 << 14
+# More are put together: a body that comes byte by byte would take thirty times its size.
+_MOST_PIECES = 32
 
 
 class Exchange:
@@ -83,7 +85,7 @@ class Exchange:
         try:
             await application(self.scope, self.receive, self.send)
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
-            self._fail(error)
+            self._log(error)
         finally:
             self._channel.ended(self.task)
         self._answer_failure()
@@ -92,8 +94,9 @@ class Exchange:
         """Has the application answer at once, as `Begin` has it; whatever it does, the client gets an answer."""
         try:
             return begin(self)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
-            self._fail(error)
+        except Exception as error:  # noqa: BLE001 - as in `run`
+            self._log(error)
+            self._answer_failure()
             return True
 
     def refuse(self, error: ServiceError) -> None:
@@ -130,29 +133,15 @@ class Exchange:
     def gather(self, size: int, then: Then) -> None:
         """Has `then` called with the whole body, of `size` bytes by its Content-Length; not before this returns.
 
-        It must still be coming. No task waits for it meanwhile.
+        No task waits for it meanwhile; one may go on with it, see `Then`.
+
+        Raises:
+            RuntimeError: it is not coming any more.
         """
-        self._then = then
+        if self.received or self.disconnected:
+            raise RuntimeError("there is nothing to gather: the body is there, or its client has left.")
         self._await_rest(size)
-
-    @property
-    def gathers(self) -> bool:
-        """Whether somebody waits for `hand_over`."""
-        return self._then is not None
-
-    def hand_over(self) -> None:
-        """Hands the body over that was gathered, or the news that there will be none."""
-        then, self._then = self._then, None
-        if then is None:
-            return
-        body = None
-        if self.received and not self.disconnected:
-            self._handed_over = True
-            body = self._taken()
-        try:
-            then(body)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
-            self._fail(error)
+        self._then = then
 
     async def read_whole(self, size: int) -> Piece | None:
         """The whole body, of `size` bytes by its Content-Length; None where the client left before its end.
@@ -219,6 +208,8 @@ class Exchange:
         """Takes a piece of the body."""
         self._pieces.append(piece)
         self.waiting_bytes += len(piece)
+        if len(self._pieces) > _MOST_PIECES:
+            self._pieces = [b"".join(self._pieces)]
         if self._changed is not None:
             self._changed.set()
 
@@ -227,6 +218,9 @@ class Exchange:
         self.received = True
         if self._changed is not None:
             self._changed.set()
+        if self._then is not None:
+            # Not from within the parser, which an answer may end.
+            asyncio.get_running_loop().call_soon(self._hand_over)
 
     def disconnect(self) -> None:
         """Takes the news that the client has gone."""
@@ -234,14 +228,28 @@ class Exchange:
         self._pieces.clear()
         if self._changed is not None:
             self._changed.set()
-        if self._then is not None:
-            self.hand_over()
+        self._hand_over()
 
-    def _fail(self, error: Exception) -> None:
+    def _hand_over(self) -> None:
+        """Hands the body over that was gathered, or the news that there will be none; once."""
+        then, self._then = self._then, None
+        if then is None:
+            return
+        body = None if self.disconnected else self._taken()
+        try:
+            begun = then(body)
+        except Exception as error:  # noqa: BLE001 - as in `run`
+            self._log(error)
+            self._answer_failure()
+            return
+        if body is not None and not begun:
+            self._pieces, self.waiting_bytes = [body], len(body)
+            self._channel.run(self)
+
+    def _log(self, error: Exception) -> None:
         # Named here: what is begun without a task has no context of its own.
         concerned = {"request_id": request_ids.of(self.scope).decode()}
         logger.error("the application failed on %s", self.scope.get("path"), exc_info=error, extra=concerned)
-        self._answer_failure()
 
     def _answer_failure(self) -> None:
         """Answers where the application did not; one that has begun can only be broken off."""
@@ -290,7 +298,7 @@ class Exchange:
         self._grant()
         if self.received or self.disconnected:
             return
-        if size <= _GATHERED_BYTES:
+        if size <= WAITING_BYTES and size - self.waiting_bytes <= _IN_PLACE_BYTES:
             self._channel.more()
             return
         # Not a bytearray, which would be filled with zeros first.

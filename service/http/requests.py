@@ -140,11 +140,13 @@ class RequestParser:
         # Those that come after a body mean nothing here.
         if self.reads_head:
             name = name.lower()
-            self._headers.append((name, value))
             if name == b"expect" and value.lower() == b"100-continue":
                 self._expects_continue = True
             elif name == b"content-length":
+                # llhttp leaves the spaces behind it.
+                value = value.strip()
                 self.body_bytes = _length(value)
+            self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         if self.mute_bytes > self._most_bytes:
@@ -174,7 +176,9 @@ class RequestParser:
         # Nobody here needs them any more, and an idle connection shall not keep them.
         self._headers = _NO_HEADERS
         keep_alive = version == "1.1" and self._llhttp.should_keep_alive()
-        self._receiver.on_head(scope, keep_alive=keep_alive, expects_continue=self._expects_continue)
+        # RFC 9110, 10.1.1: HTTP/1.0 knows no such expectation.
+        expects_continue = self._expects_continue and version == "1.1"
+        self._receiver.on_head(scope, keep_alive=keep_alive, expects_continue=expects_continue)
 
     def on_body(self, body: bytes) -> None:
         self.mute_bytes = 0
@@ -210,7 +214,7 @@ class RequestParser:
 
 
 def _length(value: bytes) -> int:
-    """Bytes of a body by its Content-Length, which llhttp has read; 0, as where there is none, if a space follows.
+    """Bytes of a body by its Content-Length, which llhttp has read.
 
     llhttp takes any number of leading zeros, of which Python reads no more than some thousands.
     """

@@ -4,7 +4,6 @@ It is dispatched before FastAPI: neither routing tables nor dependency resolutio
 inference request, which makes it some three times cheaper. Most need no task either.
 """
 
-import asyncio
 import functools
 import time
 from collections.abc import Callable
@@ -80,7 +79,6 @@ class InferenceHandler:
             server_timing=settings.server_timing,
             retiring=lambda: deployments.retiring,
         )
-        self._late: set[asyncio.Task[None]] = set()
 
     def begin(self, address: Address, exchange: Exchange) -> bool:
         """Has a request answered that needs nothing to be waited for but its body and its batch; else returns False.
@@ -104,33 +102,25 @@ class InferenceHandler:
         call = Call(exchange, deployment, self._rules, request_ids.of(scope), started_s)
         if body is not None:
             call.begin(headers, body)
-        else:
+            return True
+        try:
             exchange.gather(headers.length, functools.partial(self._go_on, call, address, headers))
+        except Exception as error:  # noqa: BLE001 - no memory for it, say: every request gets an answer
+            call.failed(error)
         return True
 
-    def _go_on(self, call: Call, address: Address, headers: BodyHeaders, body: Buffer | None) -> None:
-        """Has a call begin whose body came after it."""
+    def _go_on(self, call: Call, address: Address, headers: BodyHeaders, body: Buffer | None) -> bool:
+        """Has a call begin whose body came after it; False where its version went out of memory meanwhile."""
         if body is None:
             call.failed(DepartedError())
-            return
+            return True
         # Again: the body may have taken long enough for another version to take over.
         deployment = self._deployments.get(address.model, address.version)
-        if deployment is not None:
-            call.deployment = deployment
-            call.begin(headers, body)
-            return
-        late = asyncio.get_running_loop().create_task(self._begin_late(call, address, headers, body))
-        self._late.add(late)
-        late.add_done_callback(self._late.discard)
-
-    async def _begin_late(self, call: Call, address: Address, headers: BodyHeaders, body: Buffer) -> None:
-        """Has a call begin whose version went out of memory while its body came."""
-        try:
-            call.deployment = await self._deployments.obtain(address.model, address.version)
-        except Exception as error:  # noqa: BLE001 - the last handler: every request gets an answer
-            call.failed(error)
-        else:
-            call.begin(headers, body)
+        if deployment is None:
+            return False
+        call.deployment = deployment
+        call.begin(headers, body)
+        return True
 
     async def __call__(self, address: Address, scope: Message, receive: Receive, send: Send) -> None:
         """Answers any request, whatever it has to wait for; whatever goes wrong becomes its error body."""

@@ -1,4 +1,4 @@
-"""One inference request from its body to its answer.
+"""One inference request, from what its head says to its answer.
 
 It is called back by the batcher, and needs no task while it waits: a task, a future and the coroutines between them
 cost as much as reading and writing the tensors of a small request.
@@ -76,7 +76,7 @@ class Client(Protocol):
 
 
 class Call:
-    """An inference request whose body is there; see `service.batching.queue.Caller`."""
+    """An inference request, begun once its body is there; see `service.batching.queue.Caller`."""
 
     __slots__ = (
         "_accept_encoding", "_client", "_decode_s", "_request", "_rows", "_rules", "_started_s", "_work",

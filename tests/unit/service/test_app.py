@@ -10,7 +10,9 @@ from fastapi import APIRouter
 from service.access.keys import Quotas, new_key
 from service.access.scopes import Scope
 from service.errors import NotReadyError, ServiceError
+from service.http.exchange import Exchange
 from service.routes.inference import Address, InferenceHandler, departure_of, infer_address
+from service.routes.inference_call import Call
 from tests.unit.service.echo_engine import POISON
 from tests.unit.service.live_server import (
     LiveServer,
@@ -279,6 +281,56 @@ async def test_a_model_that_goes_out_of_memory_while_a_body_comes_is_loaded_for_
         reply = await read_reply(reader)
         assert (reply.status, reply.json["outputs"][1]["data"]) == (200, [7])
         writer.close()
+
+
+async def test_a_request_whose_body_finds_no_memory_is_told_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise MemoryError("no more")
+
+    async with serving(tmp_path) as server:
+        reader, writer = await server.connect()
+        monkeypatch.setattr(Exchange, "_await_rest", full)
+        writer.write(request("POST", "/v2/models/echo/infer", echo_body(7))[:-5])
+        assert (await read_reply(reader)).status == 500
+        writer.close()
+        await until(lambda: not server.server.server_state.connections)
+        outcomes = ("failed", "cancelled")
+        counts = [
+            metric(server, "octet_requests_total", model="echo", version="1", outcome=outcome)
+            for outcome in outcomes
+        ]
+        assert dict(zip(outcomes, counts, strict=True)) == {"failed": 1, "cancelled": 0}
+
+
+async def test_a_key_that_does_not_count_is_refused_before_the_body_has_come(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        server.context.gate.replace([new_key("other", [Scope.INFER], Quotas())[1]])
+        reader, writer = await server.connect()
+        sent = request("POST", "/v2/models/echo/infer", echo_body(7))
+        writer.write(sent[:-5])
+        assert (await read_reply(reader)).status == 401
+        server.context.gate.replace([])
+        # The rest of it is dropped, and the connection goes on.
+        writer.write(sent[-5:] + sent)
+        assert (await read_reply(reader)).json["outputs"][1]["data"] == [7]
+        writer.close()
+
+
+async def test_requests_of_a_failed_batch_do_not_wait_for_the_garbage_collector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # pytest keeps what is logged, and with an error all that it refers to.
+    monkeypatch.setattr("service.batching.batcher.logger.disabled", True)
+    async with serving(tmp_path) as server:
+        gc.disable()
+        try:
+            assert (await server.infer(int(POISON))).status == 500
+            await until(lambda: not server.server.server_state.connections)
+            await until(lambda: not [thing for thing in gc.get_objects() if isinstance(thing, Call)])
+        finally:
+            gc.enable()
 
 
 async def test_a_model_that_is_put_away_while_a_body_comes_says_so(tmp_path: Path) -> None:

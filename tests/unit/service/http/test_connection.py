@@ -150,6 +150,22 @@ async def test_a_client_that_leaves_after_a_large_body_is_let_go() -> None:
         await until(lambda: server.connections == 0)
 
 
+async def test_spaces_around_a_content_length_are_no_part_of_it() -> None:
+    async with plain_server() as server:
+        raw = await server.exchange(
+            b"POST /whole HTTP/1.1\r\nConnection: close\r\nContent-Length:  3 \r\n\r\nabc"
+        )
+        assert parsed(raw).body == b"abc"
+
+
+async def test_http_1_0_is_not_told_to_continue() -> None:
+    async with plain_server() as server:
+        head = b"POST / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
+        raw = await server.exchange(head + b"abc")
+        assert raw.startswith(b"HTTP/1.1 200")
+        assert b"100 Continue" not in raw
+
+
 async def test_a_chunked_body_comes_whole() -> None:
     async with plain_server() as server:
         sent = request(
@@ -399,14 +415,17 @@ class Beginner:
             self.answer(exchange)
         return True
 
-    def gathered(self, exchange: Exchange, body: bytes | memoryview | None) -> None:
+    def gathered(self, exchange: Exchange, body: bytes | memoryview | None) -> bool:
         path = exchange.scope["path"]
         if body is None:
             self.left.append(path)
         elif path == "/raises-then":
             raise KeyError("a secret")
+        elif path == "/task-then":
+            return False
         else:
             exchange.answer(200, [(b"x-path", path.encode())], [bytes(body)])
+        return True
 
     def answer(self, exchange: Exchange) -> None:
         body = bytes(exchange.whole_at_hand() or b"none")
@@ -438,9 +457,7 @@ async def test_a_request_that_the_application_does_not_begin_is_run_in_a_task() 
         assert app.begun == []
 
 
-async def test_a_request_whose_body_is_still_coming_is_run_in_a_task_where_the_application_does_not_begin_it() -> (
-    None
-):
+async def test_a_request_that_is_not_begun_is_run_in_a_task_while_its_body_comes() -> None:
     app = Beginner()
     async with plain_server(app) as server:
         reader, writer = await server.connect()
@@ -531,7 +548,56 @@ async def test_a_client_that_leaves_once_its_body_is_whole_is_told_of_once() -> 
         connection.connection_lost(None)
         await asyncio.sleep(0.02)
         assert app.left == ["/now"]
+        # The transport's own news of it comes as well.
         writer.close()
+        await until(lambda: server.connections == 0)
+        assert app.left == ["/now"]
+
+
+@pytest.mark.parametrize("size", [3, 100_000])
+async def test_a_task_goes_on_with_a_gathered_body_where_the_application_cannot(size: int) -> None:
+    app, body = Beginner(), random.Random(size).randbytes(size)
+    async with plain_server(app) as server:
+        reader, writer = await server.connect()
+        sent = request("POST", "/task-then", body)
+        for count in (1, 2):
+            writer.write(sent[:-1])
+            await until(lambda count=count: len(app.begun) == count)  # type: ignore[misc]
+            writer.write(sent[-1:])
+            assert (await read_reply(reader)).body == b"task " + body
+        assert app.run == ["/task-then"] * 2
+        writer.close()
+
+
+async def test_a_body_that_comes_byte_by_byte_takes_little_more_than_its_bytes() -> None:
+    app = Beginner()
+    async with plain_server(app) as server:
+        _, writer = await server.connect()
+        writer.write(request("POST", "/now", headers={"Content-Length": "9000"}))
+        await until(lambda: app.begun == ["/now"])
+        (connection,) = server.server.server_state.connections
+        for _ in range(8000):
+            connection.data_received(b"x")
+        pieces = next(thing for thing in gc.get_objects() if isinstance(thing, Exchange))._pieces
+        assert sum(map(len, pieces)) == 8000
+        assert len(pieces) < 100
+        writer.close()
+
+
+async def test_a_body_is_not_gathered_that_is_there() -> None:
+    said: list[str] = []
+
+    class Late(Beginner):
+        def answer(self, exchange: Exchange) -> None:
+            try:
+                exchange.gather(3, functools.partial(self.gathered, exchange))
+            except RuntimeError as error:
+                said.append(str(error))
+            super().answer(exchange)
+
+    async with plain_server(Late()) as server:
+        assert (await ask(server, "/now", b"abc")).body == b"abc"
+    assert said == ["there is nothing to gather: the body is there, or its client has left."]
 
 
 async def test_a_gathered_body_that_stalls_is_told_so_and_closed() -> None:

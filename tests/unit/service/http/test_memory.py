@@ -49,6 +49,26 @@ async def test_nor_does_the_body_of_a_client_that_left_wait_for_it(path: str) ->
             gc.enable()
 
 
+@pytest.mark.parametrize("before", [b"", request("POST", "/", b"abc")])
+async def test_nor_does_one_on_which_nonsense_came(before: bytes) -> None:
+    async with plain_server() as server:
+        gc.disable()
+        try:
+            reader, writer = await server.connect()
+            writer.write(before)
+            if before:
+                await read_reply(reader)
+            await until(lambda: server.connections == 1)
+            (connection,) = [weakref.ref(one) for one in server.server.server_state.connections]
+            writer.write(b"NONSENSE\r\n\r\n")
+            assert (await read_reply(reader)).status == 400
+            writer.close()
+            await until(lambda: server.connections == 0)
+            await until(lambda: connection() is None)
+        finally:
+            gc.enable()
+
+
 @pytest.mark.parametrize("first_bytes", [200, 300_000])
 async def test_requests_sent_ahead_wait_as_the_bytes_that_they_are(first_bytes: int) -> None:
     async with plain_server() as server:
