@@ -299,7 +299,6 @@ class Exchange:
         if self.received or self.disconnected:
             return
         if size <= WAITING_BYTES and size - self.waiting_bytes <= _IN_PLACE_BYTES:
-            self._channel.more()
             return
         # Not a bytearray, which would be filled with zeros first.
         buffer = np.empty(size, np.uint8).data

@@ -151,6 +151,16 @@ async def test_a_body_in_pieces_is_put_together(tmp_path: Path) -> None:
         writer.close()
 
 
+async def test_spaces_around_a_content_length_are_no_part_of_it(tmp_path: Path) -> None:
+    body = echo_body(7)
+    async with serving(tmp_path) as server:
+        reader, writer = await server.connect()
+        length = f" {len(body)}  "
+        writer.write(request("POST", "/v2/models/echo/infer", body, {"Content-Length": length}))
+        assert (await read_reply(reader)).json["outputs"][1]["data"] == [7]
+        writer.close()
+
+
 async def test_a_connection_serves_on_after_an_error(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         reader, writer = await server.connect()

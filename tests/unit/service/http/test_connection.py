@@ -150,20 +150,15 @@ async def test_a_client_that_leaves_after_a_large_body_is_let_go() -> None:
         await until(lambda: server.connections == 0)
 
 
-async def test_spaces_around_a_content_length_are_no_part_of_it() -> None:
-    async with plain_server() as server:
-        raw = await server.exchange(
-            b"POST /whole HTTP/1.1\r\nConnection: close\r\nContent-Length:  3 \r\n\r\nabc"
-        )
-        assert parsed(raw).body == b"abc"
-
-
 async def test_http_1_0_is_not_told_to_continue() -> None:
     async with plain_server() as server:
-        head = b"POST / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
-        raw = await server.exchange(head + b"abc")
-        assert raw.startswith(b"HTTP/1.1 200")
-        assert b"100 Continue" not in raw
+        reader, writer = await server.connect()
+        writer.write(b"POST / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n")
+        await asyncio.sleep(0.05)
+        writer.write(b"abc")
+        reply = parsed(await reader.read())
+        assert (reply.status, reply.body) == (200, b"abc")
+        writer.close()
 
 
 async def test_a_chunked_body_comes_whole() -> None:
