@@ -7,8 +7,10 @@ import orjson
 import pytest
 from fastapi import APIRouter
 
+from engines.options import BuildOptions
 from service.access.keys import Quotas, new_key
 from service.access.scopes import Scope
+from service.catalog.catalog import NewBuild
 from service.errors import NotReadyError, ServiceError
 from service.http.exchange import Exchange
 from service.routes.inference import Address, InferenceHandler, departure_of, infer_address
@@ -278,6 +280,22 @@ async def test_a_request_needs_no_task_whether_its_body_comes_with_its_head_or_l
             await asyncio.sleep(0.02)
             writer.write(sent[cut:])
             assert (await read_reply(reader)).json["outputs"][1]["data"] == [7]
+        writer.close()
+
+
+async def test_a_version_that_takes_over_while_a_body_comes_answers_it(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        reader, writer = await server.connect()
+        sent = request("POST", "/v2/models/echo/infer", echo_body(7))
+        writer.write(sent[:-5])
+        await asyncio.sleep(0.05)
+        catalog = server.context.catalog
+        second = NewBuild(model="echo", fingerprint="second", options=BuildOptions(), files={})
+        catalog.publish(catalog.accept(second)[0].id, files={}, summary={})
+        await until(lambda: server.context.deployments.find("echo").version == "2")
+        writer.write(sent[-5:])
+        reply = await read_reply(reader)
+        assert (reply.status, reply.json["model_version"]) == (200, "2")
         writer.close()
 
 
