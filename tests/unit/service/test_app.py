@@ -30,6 +30,15 @@ def metric(server: LiveServer, name: str, **labels: str) -> float | None:
     return server.context.metrics.registry.get_sample_value(name, labels)
 
 
+async def half_sent(server: LiveServer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]:
+    """A connection on which a request of row 7 has come but for the end of its body, and that end."""
+    reader, writer = await server.connect()
+    sent = request("POST", "/v2/models/echo/infer", echo_body(7))
+    writer.write(sent[:-5])
+    await asyncio.sleep(0.05)
+    return reader, writer, sent[-5:]
+
+
 @pytest.mark.parametrize(
     ("path", "address"),
     [
@@ -285,15 +294,12 @@ async def test_a_request_needs_no_task_whether_its_body_comes_with_its_head_or_l
 
 async def test_a_version_that_takes_over_while_a_body_comes_answers_it(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
-        reader, writer = await server.connect()
-        sent = request("POST", "/v2/models/echo/infer", echo_body(7))
-        writer.write(sent[:-5])
-        await asyncio.sleep(0.05)
+        reader, writer, rest = await half_sent(server)
         catalog = server.context.catalog
         second = NewBuild(model="echo", fingerprint="second", options=BuildOptions(), files={})
         catalog.publish(catalog.accept(second)[0].id, files={}, summary={})
         await until(lambda: server.context.deployments.find("echo").version == "2")
-        writer.write(sent[-5:])
+        writer.write(rest)
         reply = await read_reply(reader)
         assert (reply.status, reply.json["model_version"]) == (200, "2")
         writer.close()
@@ -301,11 +307,9 @@ async def test_a_version_that_takes_over_while_a_body_comes_answers_it(tmp_path:
 
 async def test_a_model_that_goes_out_of_memory_while_a_body_comes_is_loaded_for_it(tmp_path: Path) -> None:
     async with serving(tmp_path, settings={"idle_unload_s": 0.3}) as server:
-        reader, writer = await server.connect()
-        sent = request("POST", "/v2/models/echo/infer", echo_body(7))
-        writer.write(sent[:-5])
+        reader, writer, rest = await half_sent(server)
         await until(lambda: server.context.deployments.get("echo") is None)
-        writer.write(sent[-5:])
+        writer.write(rest)
         reply = await read_reply(reader)
         assert (reply.status, reply.json["outputs"][1]["data"]) == (200, [7])
         writer.close()
@@ -335,13 +339,11 @@ async def test_a_request_whose_body_finds_no_memory_is_told_and_counted(
 async def test_a_key_that_does_not_count_is_refused_before_the_body_has_come(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         server.context.gate.replace([new_key("other", [Scope.INFER], Quotas())[1]])
-        reader, writer = await server.connect()
-        sent = request("POST", "/v2/models/echo/infer", echo_body(7))
-        writer.write(sent[:-5])
+        reader, writer, rest = await half_sent(server)
         assert (await read_reply(reader)).status == 401
         server.context.gate.replace([])
         # The rest of it is dropped, and the connection goes on.
-        writer.write(sent[-5:] + sent)
+        writer.write(rest + request("POST", "/v2/models/echo/infer", echo_body(7)))
         assert (await read_reply(reader)).json["outputs"][1]["data"] == [7]
         writer.close()
 
@@ -363,12 +365,9 @@ async def test_requests_of_a_failed_batch_do_not_wait_for_the_garbage_collector(
 
 async def test_a_model_that_is_put_away_while_a_body_comes_says_so(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
-        reader, writer = await server.connect()
-        sent = request("POST", "/v2/models/echo/infer", echo_body(7))
-        writer.write(sent[:-5])
-        await asyncio.sleep(0.05)
+        reader, writer, rest = await half_sent(server)
         server.context.deployments.put_away("echo")
-        writer.write(sent[-5:])
+        writer.write(rest)
         reply = await read_reply(reader)
         assert (reply.status, reply.json["code"]) == (503, NotReadyError.code)
         writer.write(request("POST", "/v2/models/echo/infer", echo_body(7)))

@@ -436,6 +436,16 @@ class Beginner:
         await answer(send, b"task " + body)
 
 
+async def begun(
+    server: PlainServer, app: Beginner, first: bytes
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection on which the first bytes of a request have come and it was begun."""
+    reader, writer = await server.connect()
+    writer.write(first)
+    await until(lambda: len(app.begun) == 1)
+    return reader, writer
+
+
 @pytest.mark.parametrize("size", [1, 4096, 20_000, 60_000])
 async def test_a_request_that_has_come_whole_is_begun_without_a_task(size: int) -> None:
     app = Beginner()
@@ -489,10 +499,8 @@ async def test_a_body_that_comes_after_its_head_is_gathered_without_a_task(size:
 async def test_what_follows_a_gathered_body_waits_for_its_answer() -> None:
     app = Beginner()
     async with plain_server(app) as server:
-        reader, writer = await server.connect()
         sent = request("POST", "/now", b"abcdef")
-        writer.write(sent[:-3])
-        await until(lambda: app.begun == ["/now"])
+        reader, writer = await begun(server, app, sent[:-3])
         writer.write(sent[-3:] + request("POST", "/task", b"gh") + request("POST", "/now", b"ij"))
         bodies = [(await read_reply(reader)).body for _ in range(3)]
         assert bodies == [b"abcdef", b"task gh", b"task ij"]
@@ -502,10 +510,8 @@ async def test_what_follows_a_gathered_body_waits_for_its_answer() -> None:
 async def test_what_follows_a_gathered_body_whose_answer_ends_the_connection_is_not_begun() -> None:
     app = Beginner()
     async with plain_server(app) as server:
-        reader, writer = await server.connect()
         sent = request("POST", "/now", b"abcdef", CLOSE)
-        writer.write(sent[:-3])
-        await until(lambda: app.begun == ["/now"])
+        reader, writer = await begun(server, app, sent[:-3])
         writer.write(sent[-3:] + request("POST", "/now", b"gh"))
         assert (await reader.read()).count(b"HTTP/1.1 200") == 1
         assert (app.begun, app.run) == (["/now"], [])
@@ -533,10 +539,8 @@ async def test_who_gathers_a_body_is_told_that_its_client_has_left(size: int) ->
 async def test_a_client_that_leaves_once_its_body_is_whole_is_told_of_once() -> None:
     app = Beginner()
     async with plain_server(app) as server:
-        _, writer = await server.connect()
         sent = request("POST", "/now", b"abcdef")
-        writer.write(sent[:-3])
-        await until(lambda: app.begun == ["/now"])
+        _, writer = await begun(server, app, sent[:-3])
         (connection,) = server.server.server_state.connections
         # In the same turn of the loop: before the body is handed over, the connection is gone.
         connection.data_received(sent[-3:])
@@ -618,10 +622,8 @@ async def test_a_client_may_ask_whether_to_send_a_body_that_is_gathered() -> Non
 async def test_an_application_that_fails_once_it_has_the_body_answers_500_without_its_words() -> None:
     app = Beginner()
     async with plain_server(app) as server:
-        reader, writer = await server.connect()
         sent = request("POST", "/raises-then", b"abc")
-        writer.write(sent[:-1])
-        await until(lambda: app.begun == ["/raises-then"])
+        reader, writer = await begun(server, app, sent[:-1])
         writer.write(sent[-1:] + request("POST", "/task", b"next"))
         reply = await read_reply(reader)
         assert (reply.status, b"secret" in reply.body) == (500, False)
