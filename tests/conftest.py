@@ -18,6 +18,7 @@ class OneMachine(LoadScopeScheduling):  # type: ignore[misc] # has no types
         return "integration" if nodeid.startswith("tests/integration/") else nodeid.partition("::")[0]
 
 
+@pytest.hookimpl(optionalhook=True)  # there is none where xdist is off: pytest -p no:xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneMachine:
     """Who does what under `make test`."""
     return OneMachine(config, log)
