@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from engines.proof.proof import Proof, Verification
     from engines.reports.report import Report, Verdict
     from engines.runtimes.base import Engine
+    from engines.runtimes.fit import Fit
 
 __all__ = [
     "Accuracy",
@@ -26,6 +27,7 @@ __all__ = [
     "Contract",
     "Engine",
     "EngineError",
+    "Fit",
     "Inspection",
     "LoadedEngine",
     "Metric",
@@ -49,6 +51,7 @@ _HOMES = {
     "Contract": "options",
     "Engine": "runtimes.base",
     "EngineError": "errors",
+    "Fit": "runtimes.fit",
     "Inspection": "model.inspection",
     "LoadedEngine": "loading",
     "Metric": "options",

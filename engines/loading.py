@@ -18,6 +18,7 @@ from engines.quantization.narrowing import WIDEST_SAFE_CODE, widest_code
 from engines.reports.latency import repeated
 from engines.runtimes.base import Engine, Runtime
 from engines.runtimes.enough_threads import one_is_enough, takes_long
+from engines.runtimes.fit import Fit
 from engines.runtimes.selection import runtime_for
 from engines.runtimes.specialising import specialise
 from engines.workspace import PREPARED, PROOF, QUANTIZED
@@ -39,8 +40,8 @@ class LoadedEngine:
     padding: Padding | None
     # Rows of the proof, the longest of them, to warm up and to measure with.
     rows: Mapping[str, Array]
-    # Batch sizes that it was compiled for by themselves, and how many times as fast they are for it.
-    gains: Mapping[int, float]
+    # What was found to suit it here.
+    fit: Fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,13 @@ class Trial:
 
 
 def load_engine(
-    folder: Path, options: BuildOptions, *, threads: int, cache: Path | None = None, streams: int = 1
+    folder: Path,
+    options: BuildOptions,
+    *,
+    threads: int,
+    cache: Path | None = None,
+    streams: int = 1,
+    fit: Fit | None = None,
 ) -> LoadedEngine:
     """Compiles a version for this machine, has it replay its proof, and specialises what gains by it.
 
@@ -66,6 +73,7 @@ def load_engine(
         threads: processors that the engine may use.
         cache: folder in which compiled engines are kept for the next time.
         streams: batches that the engine runs at the same time, each on its share of the threads.
+        fit: what suited these files on this machine, with as many threads and streams; None finds it out.
 
     Raises:
         InvalidArtifactError: files are missing or are not those that were proven.
@@ -77,6 +85,9 @@ def load_engine(
     proof = Proof.load(folder / PROOF)
     proof.check(folder)
     refusal, trial = None, None
+    processors = threads if fit is None else fit.threads
+    # Whether nothing is to be found out: several streams have their share of the threads.
+    settled = fit is not None or not threads > streams == 1
     if options.precision is not Precision.FP32:
         if QUANTIZED in proof.hashes:
 
@@ -86,31 +97,32 @@ def load_engine(
                     runtime, artifact, proof, options.precision, threads=on_threads, cache=cache
                 )
 
-            trial = tried(threads)
+            trial = tried(processors)
             if trial.engine is not None and trial.verification.holds:
                 sizes = _sizes(folder / QUANTIZED, options)
-                engine, verification = trial.engine, trial.verification
-                if threads > streams == 1:
-                    engine, verification = _frugal(engine, verification, tried, proof, sizes.max_rows)
-                return _loaded(engine, verification, proof, sizes)
+                chosen = trial.engine, trial.verification, processors
+                if not settled:
+                    chosen = _frugal(*chosen, tried, proof, sizes.max_rows)
+                return _loaded(*chosen, proof, sizes, fit)
             refusal = f"{trial.verification.miss}, so {fallback(proof)} serves."
             if trial.engine is not None:
                 trial.engine.close()
         else:
             refusal = "no layer of the model can run in 8 bits, so FP32 serves."
-    engine, verification = fp32_engine(runtime, folder, proof, threads=threads, cache=cache)
+    engine, verification = fp32_engine(runtime, folder, proof, threads=processors, cache=cache)
     if not verification.holds:
         engine.close()
         raise EngineRefusedError(no_engine(trial.verification if trial else None, verification))
     sizes = _sizes(folder / PREPARED, options)
-    if threads > streams == 1:
+    chosen = engine, verification, processors
+    if not settled:
 
         def floating(on_threads: int) -> Trial:
             found, seen = fp32_engine(runtime, folder, proof, threads=on_threads, cache=cache)
             return Trial(verification=seen, engine=found)
 
-        engine, verification = _frugal(engine, verification, floating, proof, sizes.max_rows)
-    return _loaded(engine, verification, proof, sizes, refusal=refusal)
+        chosen = _frugal(*chosen, floating, proof, sizes.max_rows)
+    return _loaded(*chosen, proof, sizes, fit, refusal=refusal)
 
 
 def fp32_engine(
@@ -160,27 +172,28 @@ def try_engine(
 def _frugal(
     engine: Engine,
     verification: Verification,
+    threads: int,
     tried: Callable[[int], Trial],
     proof: Proof,
     max_rows: int,
-) -> tuple[Engine, Verification]:
+) -> tuple[Engine, Verification, int]:
     """The engine on one thread, where that keeps up and reproduces the proof as well; else the one of several."""
     shared = proof.free_rows and verification.unbatchable is None
     feeds = repeated(proof.longest.inputs, max_rows) if shared else proof.longest.inputs
     if engine.on_gpu or takes_long(engine, feeds):
-        return engine, verification
+        return engine, verification, threads
     other, seen = (trial := tried(1)).engine, trial.verification
     if other is None:
-        return engine, verification
+        return engine, verification, threads
     as_good = seen.holds and (seen.unbatchable, seen.unpadded) == (
         verification.unbatchable,
         verification.unpadded,
     )
     if as_good and one_is_enough(engine, other, feeds):
         engine.close()
-        return other, seen
+        return other, seen, 1
     other.close()
-    return engine, verification
+    return engine, verification, threads
 
 
 def fallback(proof: Proof) -> str:
@@ -236,7 +249,14 @@ def _sizes(model: Path, options: BuildOptions) -> _Sizes:
 
 
 def _loaded(
-    engine: Engine, verification: Verification, proof: Proof, sizes: _Sizes, *, refusal: str | None = None
+    engine: Engine,
+    verification: Verification,
+    threads: int,
+    proof: Proof,
+    sizes: _Sizes,
+    fit: Fit | None,
+    *,
+    refusal: str | None = None,
 ) -> LoadedEngine:
     padded = verification.unpadded is None and isinstance(proof.padding, Padding)
     gains: Mapping[int, float] = {}
@@ -249,6 +269,7 @@ def _loaded(
             max_rows=sizes.max_rows,
             weights_bytes=sizes.weights_bytes,
             least_db=proof.least_db(verification.precision, verification.accuracy),
+            known=None if fit is None else fit.gains,
         )
     return LoadedEngine(
         engine=engine,
@@ -258,5 +279,5 @@ def _loaded(
         batchable=verification.unbatchable is None,
         padding=proof.padding if padded and isinstance(proof.padding, Padding) else None,
         rows=proof.longest.inputs,
-        gains=gains,
+        fit=Fit(threads=threads, gains=gains),
     )

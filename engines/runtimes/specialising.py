@@ -29,7 +29,13 @@ _MEASURED_S = 0.06
 
 
 def specialise(
-    engine: Engine, rows: Mapping[str, Array], *, max_rows: int, weights_bytes: int, least_db: float
+    engine: Engine,
+    rows: Mapping[str, Array],
+    *,
+    max_rows: int,
+    weights_bytes: int,
+    least_db: float,
+    known: Mapping[int, float] | None = None,
 ) -> dict[int, float]:
     """Compiles an engine for the batch sizes that gain by it, and says how many times as fast each is then.
 
@@ -39,15 +45,16 @@ def specialise(
         max_rows: the largest batch.
         weights_bytes: size of the model.
         least_db: how alike answers have to be, see `engines.proof.company`.
+        known: what came of it before on this machine; no other sizes are tried then, and none is timed.
     """
     until_s = time.monotonic() + BUDGET_S
     gains: dict[int, float] = {}
-    for size in _sizes(max_rows):
+    for size in _sizes(max_rows) if known is None else known:
         if (len(gains) + 1) * weights_bytes > MAX_SPECIAL_BYTES or time.monotonic() > until_s:
             break
         feeds = repeated({spec.name: rows[spec.name] for spec in engine.inputs}, size)
         try:
-            gain = _gain(engine, feeds, least_db)
+            gain = _gain(engine, feeds, least_db, None if known is None else known[size])
         except (EngineError, RuntimeError) as error:
             # What has failed once is not tried at other sizes.
             logger.info("a batch of %d cannot be compiled by itself: %s", size, error)
@@ -65,10 +72,10 @@ def _sizes(max_rows: int) -> list[int]:
     return list(dict.fromkeys([1, max_rows, *reversed(powers)]))
 
 
-def _gain(engine: Engine, feeds: Mapping[str, Array], least_db: float) -> float | None:
+def _gain(engine: Engine, feeds: Mapping[str, Array], least_db: float, known: float | None) -> float | None:
     """How many times as fast a batch is when it is compiled for, which it stays if that is enough.
 
-    None where the engine has nothing to offer.
+    None where the engine has nothing to offer. What is `known` is not measured.
     """
     shapes = {name: array.shape for name, array in feeds.items()}
     general = _filled(engine, feeds)
@@ -80,8 +87,7 @@ def _gain(engine: Engine, feeds: Mapping[str, Array], least_db: float) -> float 
         special = _filled(engine, feeds)
         found = special.run()
         same = all(alike(array, found[name], array, least_db) for name, array in answers.items())
-        general_ms, special_ms = slots_ms([general, special], budget_s=_MEASURED_S)
-        gain = general_ms / special_ms if same else 0.0
+        gain = (known or _ratio(general, special)) if same else 0.0
         kept = gain >= LEAST_GAIN
         if kept:
             engine.release(special)
@@ -90,6 +96,11 @@ def _gain(engine: Engine, feeds: Mapping[str, Array], least_db: float) -> float 
         if not kept:
             engine.generalise(shapes)
             engine.release(general)
+
+
+def _ratio(general: Slot, special: Slot) -> float:
+    general_ms, special_ms = slots_ms([general, special], budget_s=_MEASURED_S)
+    return general_ms / special_ms
 
 
 def _filled(engine: Engine, feeds: Mapping[str, Array]) -> Slot:

@@ -83,6 +83,7 @@ def load_check(arguments: Mapping[str, Any], progress: Progress) -> dict[str, An
             "precision": loaded.precision,
             "refusal": loaded.refusal,
             "batchable": loaded.batchable,
+            "fit": loaded.fit.model_dump(mode="json"),
             "entries": sorted(str(entry.relative_to(cache)) for entry in entries) if cache else [],
         }
 

@@ -12,6 +12,7 @@ from engines.model.tensors import Array
 from engines.options import Precision
 from engines.runtimes.base import Engine
 from engines.runtimes.engine_cache import noting_entries
+from engines.runtimes.fit import Fit
 from service.batching.batch_sizes import BatchRules
 from service.builds.sandbox import Limits, Sandbox, Watch
 from service.catalog.catalog import Version
@@ -89,9 +90,9 @@ class VersionLoader:
             self.store.materialise(_needed(version), folder)
             hardware = hardware_key(version.options)
             with self.exchange.compilation(version, hardware, self.stopping.is_set) as compilation:
-                compilation.entries = self._rehearse(version, folder, hardware, always=compilation.ours)
+                fit, compilation.entries = self._rehearse(version, folder, hardware, always=compilation.ours)
                 with noting_entries() as entries:
-                    loaded = flight.run(lambda: self._load(version, folder))
+                    loaded = flight.run(lambda: self._load(version, folder, fit))
                 self.uses.note(version.build_id, entries)
                 compilation.refusal = loaded.refusal
             return loaded
@@ -100,11 +101,11 @@ class VersionLoader:
             # An engine has what it needs in memory or in the cache.
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _load(self, version: Version, folder: Path) -> Loaded:
+    def _load(self, version: Version, folder: Path, fit: Fit) -> Loaded:
         memory.give_back()
         before_bytes = memory.resident_bytes(os.getpid())
         loaded = load_engine(
-            folder, version.options, threads=self.threads, cache=self.cache, streams=self.lanes
+            folder, version.options, threads=self.threads, cache=self.cache, streams=self.lanes, fit=fit
         )
         engine = loaded.engine
         try:
@@ -113,7 +114,7 @@ class VersionLoader:
                 version.options.batching,
                 batchable=loaded.batchable,
                 padding=loaded.padding,
-                gains=loaded.gains,
+                gains=loaded.fit.gains,
             )
         except BaseException:
             engine.close()
@@ -132,14 +133,18 @@ class VersionLoader:
             memory_bytes=max(memory.resident_bytes(os.getpid()) - before_bytes, weights_bytes),
         )
 
-    def _rehearse(self, version: Version, folder: Path, hardware: str, *, always: bool) -> list[str]:
+    def _rehearse(
+        self, version: Version, folder: Path, hardware: str, *, always: bool
+    ) -> tuple[Fit, list[str]]:
         """Loads and runs the version in a process of its own: a crash inside a library costs that one.
 
-        Returns the paths in the cache of what it compiled or read; nothing where it was not necessary.
+        Returns what suits its engine, and the paths in the cache of what it compiled or read; none of these where it
+        was not necessary.
         """
-        name = rehearsal_name(version, hardware_key=hardware, threads=self.threads)
-        if not always and self.rehearsals.passed(name) and version.build_id not in self.crashes.suspects:
-            return []
+        name = rehearsal_name(version, hardware_key=hardware, threads=self.threads, lanes=self.lanes)
+        known = self.rehearsals.fit(name)
+        if known is not None and not always and version.build_id not in self.crashes.suspects:
+            return known, []
         arguments = {
             "folder": str(folder),
             "options": version.options.model_dump(mode="json"),
@@ -155,8 +160,9 @@ class VersionLoader:
                 what=f"loading version {version.number} of model '{version.model}'",
                 watch=Watch(cancelled=self.stopping.is_set),
             )
-        self.rehearsals.add(name)
-        return list(checked["entries"])
+        found = Fit.model_validate(checked["fit"])
+        self.rehearsals.add(name, found)
+        return found, list(checked["entries"])
 
 
 def subject_of(version: Version) -> Subject:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,10 +15,12 @@ import pytest
 
 from engines.building import quantize
 from engines.errors import InvalidArtifactError
+from engines.loading import LoadedEngine, load_engine
 from engines.options import BuildOptions, Precision
+from engines.runtimes.fit import Fit
 from engines.runtimes.reference import ReferenceSession
 from engines.workspace import PREPARED, PROOF, QUANTIZED, Workspace
-from service.builds.sandbox import Limits
+from service.builds.sandbox import Limits, Sandbox
 from service.catalog.catalog import Version
 from service.errors import CancelledBuildError, SandboxError
 from service.retention.engine_uses import EngineUses
@@ -115,15 +118,37 @@ def test_a_version_is_loaded_warm_and_answers_like_the_original(built: Workspace
     assert 10_000 < loaded.memory_bytes < 1 << 30
 
 
-def test_a_version_is_rehearsed_once_on_the_same_machine(built: Workspace, tmp_path: Path) -> None:
+def test_a_version_is_rehearsed_once_on_the_same_machine(
+    built: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loads = loader(tmp_path)
     version = published(built, loads.store)
     loads.load(version).engine.close()
-    # A later server, whose rehearsals would all take too long.
+    # A later server, whose rehearsals would all take too long. It finds nothing out that the rehearsal has.
     later = loader(tmp_path, limits=Limits(timeout_s=0.01, memory_bytes=4 << 30))
+    monkeypatch.setattr("engines.runtimes.specialising.slots_ms", None)
     later.load(version).engine.close()
     with pytest.raises(SandboxError):
         later.load(replace(version, options=BuildOptions()))
+
+
+def test_an_engine_is_loaded_as_its_rehearsal_found_it_to_suit(
+    built: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Fit(threads=1, gains={2: 1.25})
+    answer = {"fit": found.model_dump(mode="json"), "entries": []}
+    monkeypatch.setattr(Sandbox, "call", lambda *_arguments, **_named: answer)
+    seen = []
+
+    def noted(*arguments: Any, fit: Fit, **named: Any) -> LoadedEngine:
+        seen.append(fit)
+        return load_engine(*arguments, fit=fit, **named)
+
+    monkeypatch.setattr("service.serving.loading.load_engine", noted)
+    # The second server knows it from the first one's file.
+    for loads in (loader(tmp_path), loader(tmp_path)):
+        loads.load(published(built, loads.store)).engine.close()
+    assert seen == [found, found]
 
 
 def test_a_version_that_a_crash_is_blamed_on_is_rehearsed_again(built: Workspace, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from engines.building import quantize
 from engines.loading import load_engine
 from engines.options import BuildOptions
 from engines.runtimes.base import Engine
+from engines.runtimes.fit import Fit
 from engines.runtimes.openvino import OpenVINORuntime
 from tests.unit.engines.onnx_graphs import conv_net, image_rows
 
@@ -62,6 +63,23 @@ def test_an_engine_has_one_thread_where_more_are_no_faster(
         assert [threads for threads, _ in compiled] == [2, 1]
         assert loaded.engine is compiled[enough][1]
         assert loaded.verification.holds
+        assert loaded.fit.threads == (1 if enough else 2)
+
+
+@pytest.mark.parametrize("precision", OPTIONS)
+def test_what_is_known_to_suit_an_engine_is_not_found_out_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: list[tuple[int, Engine]], precision: str
+) -> None:
+    build(tmp_path, precision)
+    compiled.clear()
+    for name in ("takes_long", "one_is_enough"):
+        monkeypatch.setattr(loading, name, None)
+    for fit in (Fit(threads=1, gains={}), Fit(threads=2, gains={2: 1.25})):
+        loaded = load_engine(tmp_path / "build", OPTIONS[precision], threads=2, fit=fit)
+        with loaded.engine:
+            assert loaded.fit == fit
+            assert loaded.verification.holds
+    assert [threads for threads, _ in compiled] == [1, 2]
 
 
 def test_no_other_engine_is_tried_where_batches_take_long(

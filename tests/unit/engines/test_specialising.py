@@ -68,8 +68,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engines.runtimes.specialising.slots_ms", told)
 
 
-def tried(engine: Sleeper, *, max_rows: int = 8, weights_bytes: int = 1000) -> dict[int, float]:
-    return specialise(engine, ROWS, max_rows=max_rows, weights_bytes=weights_bytes, least_db=EIGHT_BIT_DB)
+def tried(
+    engine: Sleeper, *, weights_bytes: int = 1000, known: Mapping[int, float] | None = None
+) -> dict[int, float]:
+    return specialise(
+        engine, ROWS, max_rows=8, weights_bytes=weights_bytes, least_db=EIGHT_BIT_DB, known=known
+    )
 
 
 def test_sizes_that_gain_are_kept() -> None:
@@ -80,6 +84,22 @@ def test_sizes_that_gain_are_kept() -> None:
     slot = engine.slot({"x": (8, 3)})
     assert isinstance(slot, Nap)
     assert slot.seconds == 0.001
+
+
+def test_what_is_known_to_gain_is_compiled_for_and_nothing_else_is_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("engines.runtimes.specialising.slots_ms", None)  # nothing is timed
+    engine, known = Sleeper(special_s=0.008), {1: 1.2, 4: 1.5}
+    assert tried(engine, known=known) == known
+    assert engine.special == {1, 4}
+    assert tried(Sleeper(special_s=0.001), known={}) == {}
+
+
+def test_what_was_known_to_gain_and_answers_otherwise_now_is_not_kept() -> None:
+    engine = Sleeper(special_s=0.001, error=0.5)
+    assert tried(engine, known={4: 1.5}) == {}
+    assert (engine.tried, engine.special) == ([4], set())
 
 
 def test_sizes_that_do_not_gain_run_as_before() -> None:
