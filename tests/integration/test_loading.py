@@ -146,7 +146,8 @@ def test_an_engine_is_loaded_as_its_rehearsal_found_it_to_suit(
 
     monkeypatch.setattr("service.serving.loading.load_engine", noted)
     # The second server knows it from the first one's file.
-    for loads in (loader(tmp_path), loader(tmp_path)):
+    for _ in range(2):
+        loads = loader(tmp_path)
         loads.load(published(built, loads.store)).engine.close()
     assert seen == [found, found]
 
