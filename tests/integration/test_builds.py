@@ -47,7 +47,7 @@ def test_a_build_goes_through_its_phases_to_a_version(octet: Octet, digits: dict
 
 
 def test_the_version_is_served(octet: Octet, digits: dict[str, Any]) -> None:
-    wait_for(lambda: octet.serves("digits"), "digits to be served", 20, octet)
+    wait_for(lambda: octet.serves("digits"), "digits to be served", 60, octet)
     answer = octet.infer("digits")
     assert answer.status_code == 200, answer.text
     shown = octet.client.get("/v1/models/digits").json()
@@ -79,7 +79,7 @@ def test_weights_in_a_part_of_their_own_make_the_same_model(octet: Octet, tmp_pa
     light, weights = (tmp_path / "model.onnx").read_bytes(), (tmp_path / "w.bin").read_bytes()
     build = octet.ended(octet.post("split", light, weights={"w.bin": weights}).json()["id"])
     assert build["state"] == "succeeded", build["error"]
-    wait_for(lambda: octet.serves("split"), "split to be served", 20, octet)
+    wait_for(lambda: octet.serves("split"), "split to be served", 60, octet)
     inside = octet.client.get("/v1/models/split/versions/1/artifact/weights")
     assert inside.status_code == 404
     assert "they are inside it" in inside.json()["error"]
@@ -126,7 +126,7 @@ def test_fp8_is_built_and_served_and_said_to_be_emulated(octet: Octet) -> None:
     assert answer.status_code == 202, answer.text
     build = octet.ended(answer.json()["id"])
     assert build["state"] == "succeeded", build["error"]
-    wait_for(lambda: octet.serves("floats"), "floats to be served", 20, octet)
+    wait_for(lambda: octet.serves("floats"), "floats to be served", 60, octet)
     assert octet.infer("floats").status_code == 200
     [version] = octet.client.get("/v1/models/floats").json()["versions"]
     assert (version["state"], version["precision"]) == ("ready", "fp8")
@@ -170,7 +170,7 @@ def test_cancelling_stops_native_work_within_two_seconds(octet: Octet) -> None:
 
 
 def test_a_file_that_is_no_onnx_fails_its_build_alone(octet: Octet, digits: dict[str, Any]) -> None:
-    wait_for(lambda: octet.serves("digits"), "digits to be served", 20, octet)
+    wait_for(lambda: octet.serves("digits"), "digits to be served", 60, octet)
     answer = octet.post("broken", b"this is no model")
     build = octet.ended(answer.json()["id"])
     assert build["state"] == "failed"
