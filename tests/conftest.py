@@ -6,16 +6,21 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.databases import PostgreSQL, postgresql
 
+# What of tests/integration starts no service.
+_NO_SERVICE = ("tests/integration/engines/", "tests/integration/bindings/")
+
 
 class OneMachine(LoadScopeScheduling):  # type: ignore[misc] # has no types
-    """What two processes do at a time: one has all tests that start processes of their own, the other all the rest.
+    """What two processes do at a time: one has all tests that start services, the other all the rest.
 
     Two services beside each other on two cores take longer than tests wait for them. Files stay whole, since tests of
     one share what they set up.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return "integration" if nodeid.startswith("tests/integration/") else nodeid.partition("::")[0]
+        if nodeid.startswith("tests/integration/") and not nodeid.startswith(_NO_SERVICE):
+            return "services"
+        return nodeid.partition("::")[0]
 
 
 @pytest.hookimpl(optionalhook=True)  # there is none where xdist is off: pytest -p no:xdist
